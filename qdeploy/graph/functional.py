@@ -1,0 +1,73 @@
+"""Replace in-place operators by functional ones: relu_(x) -> relu(x), with later readers of x reading the result.
+
+A quantizer can be put on a value only if the value does not change under it. Views become reshapes for the same
+reason: a graph of values has no strides, and a view may fail on a rewritten graph where a reshape may not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from qdeploy.core.errors import QDeployError
+from qdeploy.graph.operators import is_operator, operator_name
+
+# Operators whose result shares memory with their argument: writing into it writes into the argument as well.
+_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("view", "reshape", "flatten", "squeeze", "unsqueeze", "expand"),
+        *("slice", "select", "split", "chunk", "transpose", "permute", "t"),
+    )
+)
+
+
+def make_functional(graph_module: fx.GraphModule) -> None:
+    """Rewrite every in-place ATen call of the graph, in place of the graph."""
+    graph = graph_module.graph
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if is_operator(node, "aten.view", "aten._unsafe_view"):
+            node.target = torch.ops.aten.reshape.default
+        functional = _functional_overload(node)
+        if functional is None:
+            continue
+        written = node.args[0]
+        assert isinstance(written, fx.Node)
+        _refuse_aliases(node, written, order)
+        node.target = functional
+        for user in list(written.users):
+            if user is not node and order[user] > order[node]:
+                user.replace_input_with(written, node)
+    graph.lint()
+    graph_module.recompile()
+
+
+def _functional_overload(node: fx.Node) -> torch._ops.OpOverload | None:
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return None
+    name = target._schema.name.split("::")[-1]
+    if not name.endswith("_") or name.endswith("__") or not target._schema.is_mutable:
+        return None
+    packet = getattr(getattr(torch.ops, target.namespace), name[:-1], None)
+    if packet is None or target._overloadname not in packet.overloads():
+        raise QDeployError(
+            f"The in-place operator {operator_name(node)} has no functional form.",
+            "Write it out of place in the model.",
+        )
+    overload: torch._ops.OpOverload = getattr(packet, target._overloadname)
+    return overload
+
+
+def _refuse_aliases(node: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> None:
+    """A write into a view changes the viewed tensor for its later readers, which no local rewrite can express."""
+    if operator_name(written) not in _VIEWS:
+        return
+    base = written.args[0]
+    later = [user for user in getattr(base, "users", ()) if order[user] > order[node]]
+    if later:
+        raise QDeployError(
+            f"{operator_name(node)} writes into a view of a tensor that {later[0].name} reads afterwards.",
+            "Write it out of place in the model.",
+        )

@@ -1,0 +1,101 @@
+"""Turn a calibrated graph into the integer graph that ships: codes for weights and biases, clips absorbed.
+
+The converted PyTorch graph computes with the codes that the artifact holds; exporting it changes their container, not
+their values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import fx
+
+from qdeploy.core import affine
+from qdeploy.core.errors import QDeployError
+from qdeploy.graph.operators import argument, operator_name, tensor_at
+from qdeploy.quant.fusion_table import BY_ATEN, Role
+from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range
+from qdeploy.quant.quantizer import ActivationQuantizer, BiasQuantizer
+
+INT32_MAX = 2**31 - 1
+
+
+def convert(graph_module: fx.GraphModule, placement: Placement) -> None:
+    """Finish the graph, in place, after every activation quantizer is frozen and every weight has its codes."""
+    for layer in placement.layers:
+        _convert_bias(graph_module, layer)
+    _drop_float_weights(graph_module)
+    _absorb_clips(graph_module)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph.lint()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+
+
+def smallest_weight_scale(bias: np.ndarray | None, x_scale: float, products: np.ndarray) -> np.ndarray:
+    """The smallest weight scale [C_out] at which bias and accumulator together stay in int32.
+
+    ``products`` [C_out]: the largest magnitude that the sum of products can reach, in codes. The bias code is
+    bias / (x_scale * w_scale); a tiny scale makes it overflow, so the scale is raised instead.
+    """
+    room = INT32_MAX - products
+    if np.any(room <= 0):
+        raise QDeployError("The products of a layer alone overflow int32.", "Use fewer weight bits for this layer.")
+    if bias is None:
+        return np.full(len(products), affine.SMALLEST_SCALE, np.float32)
+    # 1.001 keeps float32 rounding of the scale from eating the last code.
+    needed = 1.001 * np.abs(bias.astype(np.float64)) / (x_scale * room)
+    return np.maximum(needed, affine.SMALLEST_SCALE).astype(np.float32)
+
+
+def layer_bias(graph_module: fx.GraphModule, node: fx.Node) -> np.ndarray | None:
+    """A layer's float32 bias [C_out], or None."""
+    bias = argument(node, 2, "bias")
+    return None if bias is None else tensor_at(graph_module, bias.target).detach().cpu().numpy()
+
+
+def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer) -> None:
+    bias = layer_bias(graph_module, layer.node)
+    codes_bias = None
+    if bias is not None:
+        scale = (np.float32(layer.input.scale.item()) * layer.weight.scale.cpu().numpy()).astype(np.float32)
+        codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+        if np.any(np.abs(codes) > INT32_MAX):
+            raise QDeployError(
+                f"The bias of {layer.name!r} does not fit int32.", "Report this: the scale guard failed."
+            )
+        codes_bias = codes.astype(np.int32)
+        path = f"{layer.name}.bias_quantizer"
+        graph_module.add_submodule(path, BiasQuantizer(codes_bias, scale))
+        node = argument(layer.node, 2, "bias")
+        with graph_module.graph.inserting_before(layer.node):
+            call = graph_module.graph.call_module(path, ())
+        call.meta["val"] = node.meta.get("val")
+        layer.node.replace_input_with(node, call)
+    reach = affine.accumulator_bound(
+        layer.weight.codes.cpu().numpy(), codes_bias, int(layer.input.zero_point), layer.input.scheme
+    )
+    if reach > INT32_MAX:
+        raise QDeployError(
+            f"The accumulator of {layer.name!r} can reach {reach}, beyond int32.",
+            "Use fewer weight bits for this layer.",
+        )
+
+
+def _drop_float_weights(graph_module: fx.GraphModule) -> None:
+    """A frozen weight quantizer reads no float weight, so the float weight leaves the graph."""
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module" and str(node.target).endswith(".weight_quantizer"):
+            node.args = ()
+
+
+def _absorb_clips(graph_module: fx.GraphModule) -> None:
+    """Remove a clip whose quantizer saturates exactly where the clip does."""
+    for node in list(graph_module.graph.nodes):
+        row = BY_ATEN.get(operator_name(node)) if node.op == "call_function" else None
+        if row is None or row.role is not Role.CLIP or len(node.users) != 1:
+            continue
+        (user,) = node.users
+        module = graph_module.get_submodule(str(user.target)) if user.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer) and module.saturates_like(*clip_range(node)):
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)

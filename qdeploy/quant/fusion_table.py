@@ -1,0 +1,89 @@
+"""Where onnxruntime's CPU provider has integer kernels: one table, one row an operator, each with its reason.
+
+Placement reads it to decide where quantizers go; coverage and ``qdeploy inspect`` read it to explain what stays in
+float32. It is measured, not guessed: tests/quant/test_fusion_table.py exports every row and looks at the kernel that
+runs. An operator without a row runs in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Role(Enum):
+    """How an operator takes part in an integer graph."""
+
+    WEIGHTED = "weighted"  # multiplies by stored weights: the integer kernels worth having
+    ARITHMETIC = "arithmetic"  # computes on codes when all inputs and the output are quantized
+    MOVE = "move"  # only moves values: its output has the codes, scale and zero point of its input
+    CLIP = "clip"  # a range: it becomes the range of the quantizer behind it and costs nothing
+    FLOAT = "float"  # no integer kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One operator: its ATen name, the ONNX operator it exports to, its role, the integer kernel, and why."""
+
+    aten: str
+    onnx: str
+    role: Role
+    kernel: str
+    reason: str
+    exact: bool = True  # whether the integer reference reproduces the kernel bit for bit
+
+
+TABLE = (
+    Row("aten.conv2d", "Conv", Role.WEIGHTED, "QLinearConv", "Conv between Q/DQ with an int8 weight is QLinearConv."),
+    Row("aten.conv1d", "Conv", Role.WEIGHTED, "QLinearConv", "QLinearConv takes one spatial axis as well."),
+    Row("aten.linear", "Gemm", Role.WEIGHTED, "QGemm", "A 2-D Gemm is QGemm, with or without an output quantizer."),
+    Row("aten.add", "Add", Role.ARITHMETIC, "QLinearAdd", "Add of two quantized tensors is QLinearAdd."),
+    Row("aten.mul", "Mul", Role.ARITHMETIC, "QLinearMul", "Mul of two quantized tensors is QLinearMul.", False),
+    Row("aten.cat", "Concat", Role.ARITHMETIC, "QLinearConcat", "QLinearConcat requantizes every input.", False),
+    Row("aten.avg_pool2d", "AveragePool", Role.ARITHMETIC, "QLinearAveragePool", "Sums codes in int32.", False),
+    Row(
+        "aten.adaptive_avg_pool2d", "GlobalAveragePool", Role.ARITHMETIC, "QLinearGlobalAveragePool",
+        "Global pooling sums codes; written as ReduceMean it would stay float32.", False,
+    ),
+    Row("aten.sigmoid", "Sigmoid", Role.ARITHMETIC, "QLinearSigmoid", "A table of 256 codes.", False),
+    Row("aten.leaky_relu", "LeakyRelu", Role.ARITHMETIC, "QLinearLeakyRelu", "A table of 256 codes.", False),
+    Row("aten.relu", "Relu", Role.CLIP, "", "The lowest code is 0: the quantizer's saturation is the ReLU."),
+    Row("aten.relu6", "Clip", Role.CLIP, "", "The quantizer's range is 0..6; a Clip between Q/DQ would stay float32."),
+    Row("aten.hardtanh", "Clip", Role.CLIP, "", "The quantizer's range is the clip's."),
+    Row("aten.clamp", "Clip", Role.CLIP, "", "The quantizer's range is the clip's."),
+    Row("aten.max_pool2d", "MaxPool", Role.MOVE, "MaxPool", "The largest code is the largest value; runs on uint8."),
+    Row("aten.flatten", "Flatten", Role.MOVE, "Flatten", "Moves codes."),
+    Row("aten.reshape", "Reshape", Role.MOVE, "Reshape", "Moves codes."),
+    Row("aten.squeeze", "Squeeze", Role.MOVE, "Squeeze", "Moves codes."),
+    Row("aten.unsqueeze", "Unsqueeze", Role.MOVE, "Unsqueeze", "Moves codes."),
+    Row("aten.permute", "Transpose", Role.MOVE, "Transpose", "Moves codes."),
+    Row("aten.transpose", "Transpose", Role.MOVE, "Transpose", "Moves codes."),
+    Row("aten.slice", "Slice", Role.MOVE, "Slice", "Moves codes."),
+    Row("aten.upsample_nearest2d", "Resize", Role.MOVE, "Resize", "Nearest-neighbour resizing copies codes."),
+)  # fmt: skip
+
+# Why an ONNX operator is float32 in every onnxruntime so far, for the operators people ask about.
+FLOAT_REASONS = {
+    "ConvTranspose": "onnxruntime's CPU provider has no integer transposed convolution",
+    "HardSwish": "no integer HardSwish kernel",
+    "Gelu": "no integer Gelu kernel",
+    "LayerNormalization": "no integer LayerNormalization kernel",
+    "ReduceMean": "no integer ReduceMean kernel; a mean over height and width is exported as GlobalAveragePool",
+    "MatMul": "a product of two activations is not quantized",
+    "Attention": "attention's products of two activations are not quantized",
+    "LSTM": "the only integer LSTM is DynamicQuantizeLSTM",
+    "GRU": "onnxruntime has no integer GRU",
+    "Clip": "a Clip between quantized tensors has no integer kernel",
+}
+
+BY_ATEN = {row.aten: row for row in TABLE}
+
+
+def reason_for_float(onnx_operator: str) -> str:
+    """Why a node of this ONNX operator runs in float32 although the model is quantized."""
+    if onnx_operator in FLOAT_REASONS:
+        return FLOAT_REASONS[onnx_operator]
+    kernel = next((row.kernel for row in TABLE if row.onnx == onnx_operator and row.kernel), None)
+    if kernel:
+        return f"not every input and output is quantized, so it is not fused to {kernel}"
+    return f"onnxruntime's CPU provider has no integer kernel for {onnx_operator}"

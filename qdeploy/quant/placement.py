@@ -1,0 +1,252 @@
+"""Put quantizers exactly where onnxruntime fuses them into integer kernels.
+
+The rule, in one sentence: a layer that multiplies by stored weights is always quantized; an elementwise or pooling
+operator is quantized if integer values reach it *and* it feeds an integer kernel; operators that only move values
+pass the quantizer of their input on; a clip (ReLU, ReLU6) is the range of the quantizer behind it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from qdeploy.core import scheme as schemes
+from qdeploy.core.scheme import QScheme
+from qdeploy.graph.capture import LAYER
+from qdeploy.graph.operators import argument, is_tensor, operator_name, stored
+from qdeploy.quant.fusion_table import BY_ATEN, Role
+from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """A layer with quantized weights, and the quantizers around it, by their module paths in the graph."""
+
+    name: str
+    node: fx.Node
+    weight: WeightQuantizer
+    input: ActivationQuantizer
+
+
+@dataclass(slots=True)
+class Placement:
+    """What placement decided."""
+
+    activations: dict[str, ActivationQuantizer] = field(default_factory=dict)  # by layer name
+    layers: list[QuantizedLayer] = field(default_factory=list)
+    float_layers: dict[str, str] = field(default_factory=dict)  # layer name -> why it stays in float32
+
+
+def place(
+    graph_module: fx.GraphModule, *, weight: QScheme | None = None, activation: QScheme | None = None,
+    keep_float: Sequence[str] = (),
+) -> Placement:  # fmt: skip
+    """Insert quantizers into a captured, folded, normalized graph, in place. They are the identity until calibrated.
+
+    ``keep_float``: glob patterns of layer names that stay in float32.
+    """
+    weight, activation = weight or schemes.weight(), activation or schemes.activation()
+    decision = _decide(graph_module.graph, keep_float)
+    placement = Placement(float_layers=decision.reasons)
+    quantized = _insert_activation_quantizers(graph_module, decision, activation, placement)
+    for node in decision.weighted:
+        quantizer = WeightQuantizer(f"{node.meta[LAYER]}.weight", weight)
+        weight_node = argument(node, 1, "weight")
+        _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", quantizer, weight_node, [node])
+        placement.layers.append(QuantizedLayer(node.meta[LAYER], node, quantizer, quantized[node]))
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return placement
+
+
+@dataclass(slots=True)
+class _Decision:
+    weighted: list[fx.Node] = field(default_factory=list)
+    arithmetic: set[fx.Node] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def integer(self, node: fx.Node) -> bool:
+        return node in self.arithmetic or node in self.weighted
+
+
+def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
+    """Which operators become integer kernels: the largest set in which every arithmetic one has integers on both sides.
+
+    Starts with all candidates and removes those that fail until nothing changes.
+    """
+    decision = _Decision()
+    for node in graph.nodes:
+        if node.op != "call_function" or not is_tensor(node):
+            continue
+        role, reason = _role(node, keep_float)
+        if role is Role.WEIGHTED:
+            decision.weighted.append(node)
+        elif role is Role.ARITHMETIC:
+            decision.arithmetic.add(node)
+        elif reason:
+            decision.reasons[node.meta[LAYER]] = reason
+    changed = True
+    while changed:
+        failing = {
+            n for n in decision.arithmetic if not (_fed_by_integers(n, decision) and _feeds_integers(n, decision))
+        }
+        decision.arithmetic -= failing
+        changed = bool(failing)
+    return decision
+
+
+def _role(node: fx.Node, keep_float: Sequence[str]) -> tuple[Role, str]:
+    """The role that the table gives a node, unless its arguments rule it out: then FLOAT, and why."""
+    row = BY_ATEN.get(operator_name(node))
+    if row is None:
+        return Role.FLOAT, f"{operator_name(node)} has no integer kernel in onnxruntime's CPU provider"
+    if any(fnmatch.fnmatch(node.meta[LAYER], pattern) for pattern in keep_float):
+        return Role.FLOAT, "kept in float32 by the recipe"
+    objection = _objection(node, row.role)
+    return (Role.FLOAT, objection) if objection else (row.role, "")
+
+
+def _objection(node: fx.Node, role: Role) -> str:
+    name = operator_name(node)
+    if role is Role.WEIGHTED:
+        bias = argument(node, 2, "bias")
+        if not stored(argument(node, 1, "weight")) or not (bias is None or stored(bias)):
+            return "its weight is computed, not stored"
+    if role is Role.ARITHMETIC and any(stored(n) or not is_tensor(n) for n in _operands(node)):
+        return "an operand is a constant, not a quantized activation"
+    if name in ("aten.add", "aten.mul") and len(_operands(node)) != 2:
+        return "an operand is a Python number, which has no quantizer"
+    if name == "aten.add" and argument(node, 2, "alpha", 1) != 1:
+        return "a scaled addition is not one Add"
+    if name == "aten.adaptive_avg_pool2d" and tuple(_pair(argument(node, 1, "output_size"))) != (1, 1):
+        return "an adaptive pool with unequal windows has no ONNX operator"
+    if name == "aten.avg_pool2d" and (argument(node, 4, "ceil_mode", False) or len(node.args) > 6):
+        return "average pooling with ceil_mode or a divisor of its own is not one AveragePool"
+    if role is Role.CLIP and not all(isinstance(v, int | float) for v in clip_range(node)):
+        return "its limits are tensors"
+    return ""
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The tensors that an arithmetic or moving operator reads."""
+    first = node.args[0]
+    if isinstance(first, list | tuple):
+        return [n for n in first if isinstance(n, fx.Node)]
+    count = 2 if operator_name(node) in ("aten.add", "aten.mul") else 1
+    return [n for n in node.args[:count] if isinstance(n, fx.Node)]
+
+
+def _passes_on(node: fx.Node) -> bool:
+    row = BY_ATEN.get(operator_name(node)) if node.op == "call_function" else None
+    return row is not None and row.role in (Role.MOVE, Role.CLIP)
+
+
+def _fed_by_integers(node: fx.Node, decision: _Decision) -> bool:
+    for source in _operands(node):
+        while _passes_on(source):
+            source = _operands(source)[0]
+        if decision.integer(source) or source.op == "placeholder":
+            return True
+    return False
+
+
+def _feeds_integers(node: fx.Node, decision: _Decision) -> bool:
+    return any(decision.integer(user) or (_passes_on(user) and _feeds_integers(user, decision)) for user in node.users)
+
+
+def _insert_activation_quantizers(
+    graph_module: fx.GraphModule, decision: _Decision, scheme: QScheme, placement: Placement
+) -> dict[fx.Node, ActivationQuantizer]:
+    """Quantize every value that an integer kernel reads or writes; returns each reader's (first) input quantizer."""
+    values = _values_to_quantize(graph_module.graph, decision)
+    quantizer_of: dict[fx.Node, ActivationQuantizer] = {}
+    for value in [node for node in graph_module.graph.nodes if node in values]:
+        users = list(value.users)
+        if _is_move(value):
+            # A moved value has the codes of what was moved: the same module a second time.
+            quantizer = quantizer_of[_operands(value)[0]]
+            with graph_module.graph.inserting_after(value):
+                call = graph_module.graph.call_module(_path(quantizer.name), (value,))
+        else:
+            quantizer = ActivationQuantizer(value.meta[LAYER], scheme)
+            placement.activations[quantizer.name] = quantizer
+            call = _insert_module(graph_module, _path(quantizer.name), quantizer, value, [])
+        call.meta["val"] = value.meta.get("val")
+        for user in users:
+            user.replace_input_with(value, call)
+        quantizer_of[value] = quantizer_of[call] = quantizer
+    return {node: quantizer_of[node.args[0]] for node in decision.weighted}  # type: ignore[index]
+
+
+def _values_to_quantize(graph: fx.Graph, decision: _Decision) -> set[fx.Node]:
+    values: set[fx.Node] = set()
+
+    def need(value: fx.Node) -> None:
+        values.add(value)
+        if _is_move(value):
+            need(_operands(value)[0])
+
+    for node in graph.nodes:
+        if not decision.integer(node):
+            continue
+        for source in [node.args[0]] if node in decision.weighted else _operands(node):
+            need(source)
+        output = _behind_clip(node)
+        # A linear layer may leave its accumulator as float32: no output quantizer unless a reader wants codes.
+        if operator_name(node) != "aten.linear" or _feeds_integers(node, decision):
+            need(output)
+    return values
+
+
+def _behind_clip(node: fx.Node) -> fx.Node:
+    """The value that leaves the kernel: behind the clip that the quantizer absorbs, if there is one."""
+    users = list(node.users)
+    if len(users) == 1:
+        row = BY_ATEN.get(operator_name(users[0])) if users[0].op == "call_function" else None
+        if row is not None and row.role is Role.CLIP:
+            return users[0]
+    return node
+
+
+def _is_move(value: fx.Node) -> bool:
+    row = BY_ATEN.get(operator_name(value)) if value.op == "call_function" else None
+    return row is not None and row.role is Role.MOVE
+
+
+def clip_range(node: fx.Node) -> tuple[Any, Any]:
+    """The limits of a clip operator; infinite where it has none."""
+    name = operator_name(node)
+    if name == "aten.relu":
+        return 0.0, math.inf
+    if name == "aten.relu6":
+        return 0.0, 6.0
+    defaults = (-1.0, 1.0) if name == "aten.hardtanh" else (None, None)
+    low, high = argument(node, 1, "min_val", defaults[0]), argument(node, 2, "max_val", defaults[1])
+    if name == "aten.clamp":
+        low, high = argument(node, 1, "min"), argument(node, 2, "max")
+    return (-math.inf if low is None else low), (math.inf if high is None else high)
+
+
+def _insert_module(
+    graph_module: fx.GraphModule, path: str, module: Any, value: fx.Node, users: Sequence[fx.Node]
+) -> fx.Node:
+    graph_module.add_submodule(path, module)
+    with graph_module.graph.inserting_after(value):
+        call = graph_module.graph.call_module(path, (value,))
+    call.meta["val"] = value.meta.get("val")
+    for user in users:
+        user.replace_input_with(value, call)
+    return call
+
+
+def _path(name: str) -> str:
+    return f"{name}.output_quantizer"
+
+
+def _pair(value: Any) -> Sequence[int]:
+    return [value, value] if isinstance(value, int) else list(value)
