@@ -45,7 +45,7 @@ def to_onnx(
     if exported is None:
         raise QDeployError("torch.onnx returned no model.")
     model = ir.from_proto(exported.model_proto)
-    constants.lift(model)
+    constants.fold(model)
     reshapes.simplify(model)
     constants.clean(model)
     names.assign(model, outputs=outputs)
@@ -69,6 +69,8 @@ def _translations() -> dict[Any, Any]:
         ops.quantize._opoverload: _quantize,
         ops.dequantize._opoverload: _dequantize,
         torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+        torch.ops.aten.conv1d.default: _conv,
+        torch.ops.aten.conv2d.default: _conv,
     }
 
 
@@ -80,6 +82,17 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
     if axis < 0:
         return op.DequantizeLinear(codes, scale, zero_point)
     return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
+
+
+def _conv(
+    x: Any, weight: Any, bias: Any = None, stride: Sequence[int] = (1,), padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,), groups: int = 1,
+) -> Any:  # fmt: skip
+    """A plain Conv. torch's own translation computes a bias of zeros where there is none, which unfuses the layer."""
+    spatial = len(weight.shape) - 2
+    stride, padding, dilation = (list(v) * spatial if len(v) == 1 else list(v) for v in (stride, padding, dilation))
+    attributes = {"strides": stride, "pads": padding * 2, "dilations": dilation, "group": groups}
+    return op.Conv(x, weight, **attributes) if bias is None else op.Conv(x, weight, bias, **attributes)
 
 
 def _adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:

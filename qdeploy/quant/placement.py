@@ -22,6 +22,11 @@ from qdeploy.graph.operators import argument, is_tensor, operator_name, stored
 from qdeploy.quant.fusion_table import BY_ATEN, Role
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
 
+# Functions of one element without an integer kernel: a float island of a few elements' work between integer layers.
+_ACTIVATIONS = frozenset(
+    f"aten.{name}" for name in ("hardswish", "hardsigmoid", "silu", "gelu", "elu", "mish", "softplus", "tanh")
+)
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLayer:
@@ -148,7 +153,7 @@ def _passes_on(node: fx.Node) -> bool:
 
 def _fed_by_integers(node: fx.Node, decision: _Decision) -> bool:
     for source in _operands(node):
-        while _passes_on(source):
+        while _passes_on(source) or operator_name(source) in _ACTIVATIONS:
             source = _operands(source)[0]
         if decision.integer(source) or source.op == "placeholder":
             return True

@@ -34,7 +34,7 @@ class ActivationQuantizer(nn.Module):
         self.name = name
         self.scheme = scheme
         self.observer: object | None = None
-        self.histogram = StreamingHistogram()
+        self.histogram: StreamingHistogram | None = None  # of what was observed, for reports
         self.frozen = False
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8 if scheme.signed else torch.uint8))
@@ -42,6 +42,7 @@ class ActivationQuantizer(nn.Module):
     def watch(self, observer: object) -> None:
         """Observe from now on with ``observer`` (an observer plugin's instance)."""
         self.observer = observer
+        self.histogram = getattr(observer, "histogram", None)
 
     def freeze(self) -> None:
         """Choose the range from what was observed and quantize from now on."""
@@ -89,7 +90,6 @@ class ActivationQuantizer(nn.Module):
                 error.hint
                 or "Look for a division by zero or an overflow in the model, or for bad calibration samples.",
             ) from None
-        self.histogram.observe(x)
 
 
 class WeightQuantizer(nn.Module):

@@ -151,3 +151,17 @@ def expose(model: onnx.ModelProto, names: list[str]) -> bytes:
         if name not in present:
             copy.graph.output.append(onnx.ValueInfoProto(name=name))
     return copy.SerializeToString()
+
+
+def signature(model: bytes) -> dict[str, list[dict[str, Any]]]:
+    """The inputs and outputs of a model: names, dtypes, and shapes with a name for every free dimension."""
+    graph = onnx.load_from_string(model).graph
+    constants = {initializer.name for initializer in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    return {"inputs": [_tensor(value) for value in inputs], "outputs": [_tensor(value) for value in graph.output]}
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "any" for d in tensor.shape.dim]
+    return {"name": value.name, "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, "shape": shape}

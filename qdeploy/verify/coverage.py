@@ -53,7 +53,7 @@ def coverage(model: bytes) -> Coverage:
     """Coverage of an ONNX model on this machine's onnxruntime (CPU)."""
     proto = parse(model)
     optimized = onnx.load_from_string(optimized_graph(proto.SerializeToString()))
-    kernels = _kernels_by_layer(optimized)
+    kernels = kernels_by_layer(optimized)
     quantized = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
     macs = layer_macs(proto)
     layers = []
@@ -99,7 +99,7 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     return int(np.prod(output, dtype=np.int64) * depth)
 
 
-def _kernels_by_layer(optimized: onnx.ModelProto) -> dict[str, str]:
+def kernels_by_layer(optimized: onnx.ModelProto) -> dict[str, str]:
     """Node name of the original model -> operator of the node that it became."""
     found: dict[str, str] = {}
     for node in optimized.graph.node:

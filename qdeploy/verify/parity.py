@@ -22,7 +22,7 @@ from qdeploy.core.errors import QDeployError
 from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from qdeploy.verify import reference
 from qdeploy.verify.artifact import IntegerLayer, Quantized, expose, integer_layers, parse
-from qdeploy.verify.coverage import INTEGER_KERNELS
+from qdeploy.verify.coverage import INTEGER_KERNELS, kernels_by_layer
 
 Feeds = Mapping[str, NDArray[Any]]
 _LAYOUT = {"Transpose", "Reshape", "Flatten", "QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput"}
@@ -35,6 +35,8 @@ class LayerParity:
     name: str
     op: str
     exact: bool
+    value: str  # the name of the value that leaves it
+    kernel: str = ""  # the operator in the graph that runs
     outputs_checked: int = 0
     differing_codes: int = 0
     max_step: int = 0
@@ -72,7 +74,8 @@ def parity(model: bytes, batches: Iterable[Feeds], *, float_model: bytes | None 
     layers = [layer for layer in integer_layers(proto) if reference.supports(layer)]
     runtime = _instrumented(proto, layers)
     floats = _Floats(float_model, layers) if float_model is not None else None
-    results = {layer.name: LayerParity(layer.name, layer.op, layer.op in reference.EXACT) for layer in layers}
+    kernels = kernels_by_layer(onnx.load_from_string(optimized_graph(proto.SerializeToString())))
+    results = {layer.name: _result(layer, kernels) for layer in layers}
     samples = 0
     for feeds in batches:
         values = runtime.run(feeds)
@@ -92,6 +95,12 @@ def sqnr_db(reference_values: NDArray[Any], noisy: NDArray[Any]) -> float:
     ratio.add(reference_values, noisy)
     decibels = ratio.decibels()
     return math.inf if decibels is None else decibels
+
+
+def _result(layer: IntegerLayer, kernels: Mapping[str, str]) -> LayerParity:
+    value = layer.output.name if layer.output is not None else layer.value
+    kernel = kernels.get(layer.name) or kernels.get(value) or layer.op
+    return LayerParity(layer.name, layer.op, layer.op in reference.EXACT, value, kernel)
 
 
 def _instrumented(proto: onnx.ModelProto, layers: list[IntegerLayer]) -> Runtime:

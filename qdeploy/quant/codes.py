@@ -1,0 +1,25 @@
+"""Rounding to the nearest code of a scheme: the one definition that searches and rounding solvers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy.core.scheme import QScheme
+
+
+def nearest_codes(steps: NDArray[np.floating[Any]], scheme: QScheme) -> NDArray[np.floating[Any]]:
+    """The code nearest to each of ``steps``, which are real values over their scale; same shape and float dtype.
+
+    Half-way values go to the even code, as in ONNX. Half-way between two codes of a codebook, whose distances differ,
+    they go to the one nearer zero, and to the positive one half-way between -c and c. The zero point is 0.
+    """
+    if scheme.codebook is None:
+        codes = np.rint(steps)
+        return np.clip(codes, scheme.qmin, scheme.qmax, out=codes)
+    codebook = np.asarray(scheme.codebook, steps.dtype)
+    middles = (codebook[1:] + codebook[:-1]) / 2
+    lower, upper = np.searchsorted(middles, steps, side="left"), np.searchsorted(middles, steps, side="right")
+    return codebook[np.where(steps > 0, lower, upper)]

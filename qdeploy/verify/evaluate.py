@@ -1,0 +1,81 @@
+"""The deployed metric: the artifact, run over the whole evaluation split, in numpy and a runtime, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy import runner
+from qdeploy.core.errors import QDeployError
+from qdeploy.core.records import Interval, Metric
+
+RESAMPLES = 2000
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One artifact's answers to every evaluation sample.
+
+    ``rows`` [N, ...] is what each sample contributes to the metric, ``decisions`` [N] what was decided.
+    """
+
+    metric: Metric
+    rows: NDArray[np.float64]
+    decisions: NDArray[Any]
+
+
+def evaluate(
+    runtime: Any, raw: NDArray[Any], targets: NDArray[Any], *, preprocessing: Sequence[dict[str, Any]], metric: Any,
+    batch: int = BATCH, progress: Callable[[int], None] | None = None,
+) -> Evaluation:  # fmt: skip
+    """Run raw samples [N, ...] through a runtime and score them against ``targets`` [N, ...].
+
+    ``runtime`` is a runtime plugin's instance with one input; ``metric`` a metric plugin's instance. Every sample is
+    preprocessed by the manifest's own steps, as on a device.
+    """
+    if len(raw) == 0 or len(raw) != len(targets):
+        raise QDeployError(f"An evaluation needs samples and as many targets; found {len(raw)} and {len(targets)}.")
+    rows, decisions = [], []
+    (name,) = runtime.inputs
+    for start in range(0, len(raw), batch):
+        prepared = runner.preprocess(raw[start : start + batch], list(preprocessing))
+        outputs = runtime.run({name: prepared})[runtime.outputs[0]]
+        if not np.all(np.isfinite(outputs)):
+            raise QDeployError("The artifact answers with NaN or infinite values on evaluation samples.")
+        rows.append(metric.prepare(outputs, targets[start : start + batch]))
+        decisions.append(metric.decisions(outputs))
+        if progress is not None:
+            progress(min(start + batch, len(raw)))
+    every = np.concatenate(rows)
+    low, high = _interval(lambda picks: metric.value(every[picks]), len(every))
+    record = Metric(metric.name, metric.value(every), low, high, len(every), metric.higher_is_better)
+    return Evaluation(record, every, np.concatenate(decisions))
+
+
+def difference(found: NDArray[np.float64], baseline: NDArray[np.float64], metric: Any) -> Interval:
+    """metric(found) - metric(baseline) on the same samples, with its paired bootstrap 95% interval.
+
+    Both are resampled together, so that what makes a sample hard cancels out.
+    """
+    if len(found) != len(baseline):
+        raise QDeployError("A difference is taken over the same samples.")
+    low, high = _interval(lambda picks: metric.value(found[picks]) - metric.value(baseline[picks]), len(found))
+    return Interval(metric.value(found) - metric.value(baseline), low, high)
+
+
+def agreement(found: NDArray[Any], baseline: NDArray[Any]) -> float:
+    """The share of samples on which both decide the same."""
+    return float(np.mean(found == baseline))
+
+
+def _interval(statistic: Callable[[NDArray[np.intp]], float], samples: int) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile of a statistic over bootstrap resamples, with a fixed seed."""
+    generator = np.random.default_rng(0)
+    values = [statistic(generator.integers(0, samples, samples)) for _ in range(RESAMPLES)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

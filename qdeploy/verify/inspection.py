@@ -1,0 +1,47 @@
+"""The layers of any ONNX model as records, without data: for ``qdeploy inspect``."""
+
+from __future__ import annotations
+
+import onnx
+
+from qdeploy.core.records import Layer
+from qdeploy.runtimes.onnxruntime import optimized_graph
+from qdeploy.verify.artifact import IntegerLayer, integer_layers, parse
+from qdeploy.verify.coverage import Coverage, kernels_by_layer
+
+
+def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
+    """Every layer that multiplies or is quantized, in graph order, with bits and the kernel that runs it here."""
+    proto = parse(model)
+    kernels = kernels_by_layer(onnx.load_from_string(optimized_graph(proto.SerializeToString())))
+    quantized = {layer.name: layer for layer in integer_layers(proto)}
+    covered = {layer.name: layer for layer in found.layers}
+    records = []
+    for node in proto.graph.node:
+        layer, integer = covered.get(node.name), quantized.get(node.name)
+        if layer is None and (integer is None or integer.output is None):
+            continue
+        value = integer.output.name if integer is not None and integer.output is not None else node.name
+        records.append(
+            Layer(
+                name=node.name,
+                op=node.op_type,
+                kernel=layer.kernel if layer else kernels.get(node.name) or kernels.get(value) or node.op_type,
+                integer=layer.integer if layer else True,
+                reason=layer.reason if layer else "",
+                macs=layer.macs if layer else 0,
+                weight_bits=_weight_bits(integer),
+                activation_bits=8 if integer and integer.output else None,
+            )
+        )
+    return tuple(records)
+
+
+def _weight_bits(layer: IntegerLayer | None) -> int | None:
+    """The fewest bits that hold the codes in use: 4 for codes of -7..7, whatever their container."""
+    constants = [x.constant for x in layer.inputs if x.constant is not None] if layer else []
+    if not constants or constants[0].size == 0:
+        return None
+    codes = constants[0]
+    reach = max(int(codes.max()), -int(codes.min()) - 1, 0)
+    return min(max(reach.bit_length() + 1, 1), 8)

@@ -1,0 +1,122 @@
+"""Everything that is measured on an artifact before it is bundled: coverage, layer parity, the deployed metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy import runner
+from qdeploy.core.errors import QDeployError
+from qdeploy.core.records import Layer
+from qdeploy.runtimes.onnxruntime import Runtime
+from qdeploy.verify.coverage import INTEGER_KERNELS, Coverage, coverage
+from qdeploy.verify.evaluate import Evaluation, evaluate
+from qdeploy.verify.parity import LayerParity, Parity, parity
+
+PARITY_BATCH = 8
+GOLDEN = 8
+# Operators of a running graph that compute nothing in float32: with them and integer kernels alone, every output is
+# a function of integers, so every CPU must give the same bits.
+_INTEGER_GRAPH = INTEGER_KERNELS | {
+    *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool"),
+    *("QLinearGlobalAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "MaxPool", "NhwcMaxPool", "Transpose"),
+    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Resize", "Concat", "Pad", "Identity"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was measured on one artifact."""
+
+    coverage: Coverage
+    parity: Parity
+    evaluation: Evaluation
+    golden: dict[str, NDArray[Any]]
+    comparison: str  # "exact" or "close"
+    tolerance: float
+
+
+def prove(
+    model: bytes, raw: NDArray[Any], targets: NDArray[Any], *, preprocessing: Sequence[dict[str, Any]], metric: Any,
+    float_model: bytes | None = None, samples: int = 64,
+) -> Proof:  # fmt: skip
+    """Measure an artifact on the evaluation split: ``raw`` samples [N, ...] and ``targets`` [N, ...].
+
+    Parity runs on the first ``samples`` of them, golden vectors are the first 8, the metric takes all. A layer whose
+    kernel disagrees with integer arithmetic where it must not is a QDeployError: such an artifact is not shipped.
+    """
+    runtime = Runtime(model)
+    (name,), steps = runtime.inputs, list(preprocessing)
+    chosen = runner.preprocess(raw[:samples], steps)
+    batches = [{name: chosen[i : i + PARITY_BATCH]} for i in range(0, len(chosen), PARITY_BATCH)]
+    seen = parity(model, batches, float_model=float_model)
+    _require_parity(seen)
+    found = coverage(model)
+    answers = runtime.run({name: runner.preprocess(raw[:GOLDEN], steps)})
+    golden = {f"input.{name}": raw[:GOLDEN], **{f"output.{key}": value for key, value in answers.items()}}
+    exact = set(found.kernels) <= _INTEGER_GRAPH
+    largest = max(float(np.abs(value).max(initial=0.0)) for value in answers.values())
+    return Proof(
+        found, seen, evaluate(runtime, raw, targets, preprocessing=steps, metric=metric), golden,
+        comparison="exact" if exact else "close",
+        # Float kernels add in an order of their own on every CPU; a thousandth of the outputs' size is far above that.
+        tolerance=0.0 if exact else 1e-3 * max(largest, 1e-6),
+    )  # fmt: skip
+
+
+def layer_records(
+    proof: Proof, *, weights: Mapping[str, Any], activations: Mapping[str, Any], float_reasons: Mapping[str, str]
+) -> tuple[Layer, ...]:
+    """The records of every multiplying layer and of every layer that parity looked at, in graph order.
+
+    ``weights`` (by layer) and ``activations`` (by value) hold ``bits`` and ``histogram``; a layer's activation is
+    its output.
+    """
+    covered = {layer.name: layer for layer in proof.coverage.layers}
+    checked = {layer.name: layer for layer in proof.parity.layers}
+    records = []
+    for name in dict.fromkeys((*_order(proof), *covered)):
+        layer, seen = covered.get(name), checked.get(name)
+        weight, output = weights.get(name), activations.get(seen.value if seen else name)
+        op = layer.op if layer else seen.op if seen else ""
+        records.append(Layer(
+            name=name, op=op,
+            kernel=layer.kernel if layer else seen.kernel if seen else "",
+            integer=layer.integer if layer else True,
+            reason=float_reasons.get(name, layer.reason) if layer and not layer.integer else "",
+            macs=layer.macs if layer else 0,
+            weight_bits=weight.bits if weight else None, activation_bits=output.bits if output else None,
+            weights=weight.histogram if weight else None, activations=output.histogram if output else None,
+            **_checked(seen),
+        ))  # fmt: skip
+    return tuple(records)
+
+
+def _checked(seen: LayerParity | None) -> dict[str, Any]:
+    if seen is None:
+        return {}
+    keys = ("outputs_checked", "differing_codes", "max_step", "sqnr_db", "sqnr_local_db")
+    return {key: getattr(seen, key) for key in keys}
+
+
+def _order(proof: Proof) -> list[str]:
+    return [layer.name for layer in proof.parity.layers]
+
+
+def _require_parity(seen: Parity) -> None:
+    for layer in seen.layers:
+        if layer.exact and layer.differing_codes:
+            raise QDeployError(
+                f"Layer {layer.name!r}: {layer.differing_codes} of {layer.outputs_checked} output codes in onnxruntime "
+                f"differ from integer arithmetic, by up to {layer.max_step} steps.",
+                "On an x86 CPU without VNNI this is 16-bit saturation; `qdeploy doctor` tells. Elsewhere it is a bug.",
+            )
+        if not layer.exact and layer.max_step > 1:
+            raise QDeployError(
+                f"Layer {layer.name!r} ({layer.op}) differs from its reference by {layer.max_step} steps.",
+                "One step is allowed where a kernel rounds differently; more is a bug.",
+            )
