@@ -1,0 +1,244 @@
+"""report.html: one self-contained page that shows a build to people. No scripts, no network, light and dark."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from qdeploy.core.files import write_atomic
+from qdeploy.core.records import Histogram, Interval, Latency, Layer, Results, Variant
+from qdeploy.reports import comparison, plots, words
+from qdeploy.reports.axes import Axis
+from qdeploy.reports.comparison import scores, timed
+from qdeploy.reports.verdict import Verdict, verdict
+from qdeploy.reports.words import Scores
+
+SHOWN_ROWS = 24  # a variant with more layers shows its worst ones first, and all of them on request
+WORST_ROWS = 12
+SHOWN_HISTOGRAMS = 6
+
+
+def write(results: Results, path: Path) -> None:
+    """Write the report of ``results`` to ``path``. The same record gives the same bytes."""
+    write_atomic(path, render(results))
+
+
+def render(results: Results) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("qdeploy.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["typeset"] = typeset
+    environment.globals.update(words=words, plots=plots, comparison=comparison, dial=_dial, extent=_extent)
+    said, style = verdict(results), scores(results)
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        style=style,
+        verdict=said,
+        tiles=_tiles(said, results),
+        columns=comparison.columns(results),
+        notes=comparison.notes(results),
+        figures=_figures(results),
+        sections=[_section(i, v, results) for i, v in enumerate(results.variants) if v.name != results.baseline],
+        machine=_machine(results),
+        reach=max((abs(x) for v in results.variants if v.delta for x in (v.delta.low, v.delta.high)), default=0.0),
+    )
+
+
+def typeset(text: str) -> str:
+    """Proper minus, multiplication and dash signs for numbers that ``words`` wrote in ASCII."""
+    if text == "-":
+        return "–"
+    return re.sub(r"(?<=\d)x(?!\w)", "×", re.sub(r"(?<!\w)-(?=\d)", "−", text))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One of the large numbers below the verdict."""
+
+    value: str
+    label: str
+    detail: str
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What the page tells of one variant."""
+
+    anchor: str
+    variant: Variant
+    facts: list[tuple[str, str]]
+    floats: list[tuple[str, list[str]]]
+    axis: Axis | None  # of the SQNR rows; None where no SQNR is known
+    rows: list[Layer]  # shown at once
+    rest: list[Layer]  # all rows, where ``rows`` are only the worst
+    histograms: list[Layer]
+    rest_histograms: list[Layer]
+
+
+def _tiles(said: Verdict, results: Results) -> list[Tile]:
+    """Size, speed, accuracy and coverage of the variant that the verdict is about, as far as they are known."""
+    variant = said.variant
+    if variant is None:
+        return []
+    base = next((v for v in results.variants if v.name == results.baseline), None)
+    tiles = [_size_tile(variant, base)]
+    if (latency := timed(variant.latency)) and latency.speedup:
+        tiles.append(_speed_tile(latency, timed(base.latency) if base else None))
+    if variant.delta is not None:
+        tiles.append(_accuracy_tile(variant, scores(results)))
+    codes = comparison.parity(variant)
+    exact = f"{codes.text} codes differ from the reference" if codes.text != "-" else ""
+    return [*tiles, Tile(words.share(variant.integer_mac_share), "of MACs in integer kernels", exact, codes.tone)]
+
+
+def _size_tile(variant: Variant, base: Variant | None) -> Tile:
+    sizes = f"{words.size(base.size_bytes)} to {words.size(variant.size_bytes)}" if base else ""
+    if variant.compression >= 1:
+        return Tile(words.ratio(variant.compression), "smaller file", sizes)
+    return Tile(words.ratio(1 / variant.compression), "larger file", sizes, "bad")
+
+
+def _speed_tile(latency: Latency, base: Latency | None) -> Tile:
+    cell = comparison.ratio_cell(latency.speedup)
+    label = f"speed-up: {cell.text}" if cell.text == words.NO_DIFFERENCE else "speed-up"
+    times = f"{words.milliseconds(latency.p50_ms.value)}, median of a call"
+    if base is not None:
+        times = f"{words.milliseconds(base.p50_ms.value)} to {times}"
+    return Tile(words.ratio(latency.speedup.value if latency.speedup else 1.0), label, times, cell.tone)
+
+
+def _accuracy_tile(variant: Variant, style: Scores) -> Tile:
+    cell, change = comparison.delta(variant, style), variant.delta.value if variant.delta else 0.0
+    value = words.fixed(change * style.factor, style.places, sign=True)
+    reached = f"{style.value(variant.metric.value)} {style.label}"
+    detail = f"no measurable difference; {reached}" if cell.text == words.NO_DIFFERENCE else reached
+    return Tile(value, f"points of {style.noun}" if style.percent else style.noun, detail, cell.tone)
+
+
+def _figures(results: Results) -> list[tuple[str, Markup]]:
+    """The trade-off plots: against size, and against latency where at least two variants were timed alike."""
+    style = scores(results)
+
+    def draw(costs: list[tuple[Variant, Interval]], cost: str, unit: str) -> Markup:
+        return plots.tradeoff(
+            _points(costs, results),
+            cost=cost,
+            score=style.label + (" (%)" if style.percent else ""),
+            log=unit == "bytes",
+            higher_is_better=style.higher_is_better,
+            unit=unit,
+        )
+
+    figures, noun = [], style.noun.capitalize()
+    sizes = [(v, Interval(*3 * [float(v.size_bytes)])) for v in results.variants if v.size_bytes > 0]
+    if sizes:
+        figures.append((f"{noun} against size", draw(sizes, "file size (log)", "bytes")))
+    latencies = [(v, latency) for v in results.variants if (latency := timed(v.latency))]
+    # Times at different settings do not belong on one axis: the first variant's setting is the one that is drawn.
+    alike = [(v, t.p50_ms) for v, t in latencies if words.setting(t) == words.setting(latencies[0][1])]
+    if len(alike) > 1:
+        figures.append((f"{noun} against latency", draw(alike, "p50 latency (ms)", "ms")))
+    return figures
+
+
+def _points(costs: list[tuple[Variant, Interval]], results: Results) -> list[plots.Point]:
+    style = scores(results)
+    points = []
+    for variant, cost in costs:
+        metric = variant.metric
+        value, low, high = (x * style.factor for x in (metric.value, metric.low, metric.high))
+        p50 = comparison.p50(variant.latency).text
+        text = typeset(f"{variant.name}: {style.value(metric.value)}, {words.size(variant.size_bytes)}, p50 {p50}")
+        points.append(
+            plots.Point(variant.name, cost, Interval(value, low, high), variant.name == results.baseline, text)
+        )
+    return points
+
+
+def _section(index: int, variant: Variant, results: Results) -> Section:
+    known = [layer for layer in variant.layers if layer.sqnr_db is not None or layer.sqnr_local_db is not None]
+    drawn = [layer for layer in variant.layers if layer.weights is not None or layer.activations is not None]
+    many, more = len(known) > SHOWN_ROWS, len(drawn) > SHOWN_HISTOGRAMS
+    return Section(
+        anchor=f"variant-{index}",
+        variant=variant,
+        facts=_facts(variant, results),
+        floats=comparison.float_reasons(variant.layers),
+        axis=plots.sqnr_axis(known) if known else None,
+        rows=sorted(known, key=_quality)[:WORST_ROWS] if many else known,
+        rest=known if many else [],
+        histograms=sorted(drawn, key=_quality)[:SHOWN_HISTOGRAMS] if more else drawn,
+        rest_histograms=drawn if more else [],
+    )
+
+
+def _quality(layer: Layer) -> float:
+    """By what layers are called worst: the error that a layer itself makes; unknown is last."""
+    known = layer.sqnr_local_db if layer.sqnr_local_db is not None else layer.sqnr_db
+    return float("inf") if known is None else known
+
+
+def _facts(variant: Variant, results: Results) -> list[tuple[str, str]]:
+    style = scores(results)
+    facts = [
+        (style.label, comparison.score(variant, style).line()),
+        (f"against {results.baseline}", comparison.delta(variant, style).line()),
+        ("file size", f"{variant.size_bytes:,} bytes, compression {words.ratio(variant.compression)}"),
+    ]
+    if variant.agreement is not None:
+        facts.append((f"decides as {results.baseline}", f"on {words.share(variant.agreement)} of samples"))
+    if variant.latency is not None:
+        facts.append(("p50 latency", comparison.p50(variant.latency).line()))
+    if (latency := timed(variant.latency)) is not None:
+        tail = f"{words.milliseconds(latency.p90_ms)} / {words.milliseconds(latency.p99_ms)}"
+        facts.append(("p90 / p99", tail))
+        facts.append(("speed-up", comparison.speedup(latency).line()))
+    checked = sum(layer.outputs_checked or 0 for layer in variant.layers)
+    # A variant's count leaves out the layers that need not be exact; "of all" is said only where it is the same.
+    every = sum(layer.differing_codes or 0 for layer in variant.layers) == variant.differing_codes
+    parity = comparison.parity(variant).text
+    facts.append(("differing codes", f"{parity} (of {words.count(checked)} checked)" if checked and every else parity))
+    return [*facts, ("bundle", variant.bundle)]
+
+
+def _machine(results: Results) -> list[tuple[str, str]]:
+    machine = results.environment
+    if machine is None:
+        return []
+    rows = [
+        ("CPU", f"{machine.cpu} ({machine.architecture})"),
+        ("Instructions", ", ".join(machine.isa) or "none that matter"),
+        ("Cores allowed", f"{machine.cores_allowed} of {machine.cores_present} ({machine.cores_reason})"),
+        ("Memory", words.size(machine.memory_bytes)),
+        ("Governor", machine.governor or "not reported by the system"),
+        ("Emulated", f"by {machine.emulator}" if machine.emulator else "no"),
+        ("System", machine.system),
+        ("Python", machine.python),
+        ("onnxruntime", machine.onnxruntime),
+        ("numpy", machine.numpy),
+    ]
+    return [*rows, ("Made by", results.created_by)] if results.created_by else rows
+
+
+def _dial(variant: Variant, reach: float, loses: bool) -> Markup:
+    """The small picture of a difference beside its number; nothing for the baseline."""
+    return Markup("") if variant.delta is None else plots.difference(variant.delta, reach, loses=loses)
+
+
+def _extent(histogram: Histogram) -> str:
+    """The chosen range in words: "0 to 4.59", "±0.413"."""
+    if histogram.range_low == -histogram.range_high:
+        return f"\N{PLUS-MINUS SIGN}{words.fixed(histogram.range_high, words.decimals(histogram.range_high))}"
+    ends = (histogram.range_low, histogram.range_high)
+    return " to ".join(words.fixed(end, words.decimals(end)) for end in ends)

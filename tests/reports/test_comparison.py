@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import dataclasses
+
+from qdeploy.core.records import Interval, Results
+from qdeploy.reports import comparison
+from qdeploy.reports.comparison import Cell
+from qdeploy.reports.words import Scores
+from tests.reports import sample
+
+
+def cells(results: Results, key: str) -> dict[str, Cell]:
+    column = next(c for c in comparison.columns(results) if c.key == key)
+    return {v.name: cell for v, cell in zip(results.variants, column.cells, strict=True)}
+
+
+def test_a_difference_is_one_only_where_the_interval_excludes_zero() -> None:
+    found = cells(sample.full(), "delta")
+    assert found["float32"].text == "baseline"
+    assert found["ptq-int8"] == Cell("no difference", "-0.07 [-0.38, +0.22]")
+    assert found["gptq-int4"] == Cell("-0.82 points", "[-1.13, -0.53]", "bad")
+
+
+def test_the_ends_of_an_interval_belong_to_it() -> None:
+    style = Scores.of(v.metric for v in sample.full().variants)
+    touching = sample.variant("a", "ptq", 0.9, 1, base=(0.9, 1), delta=Interval(-0.002, -0.004, 0.0))
+    assert comparison.delta(touching, style).text == "no difference"
+    assert comparison.ratio_cell(Interval(1.02, 1.0, 1.04)).text == "no difference"
+    assert comparison.ratio_cell(Interval(1.02, 1.001, 1.04)) == Cell("1.02x", "[1.00, 1.04]", "good")
+    assert comparison.ratio_cell(Interval(0.8, 0.7, 0.9)).tone == "bad"
+
+
+def test_speed_is_left_out_where_nothing_was_measured() -> None:
+    keys = [column.key for column in comparison.columns(sample.minimal(timed=False))]
+    assert "p50" not in keys
+    assert "speedup" not in keys
+    assert any("not measured" in note for note in comparison.notes(sample.minimal(timed=False)))
+
+
+def test_withheld_times_are_named_and_never_shown() -> None:
+    results = sample.minimal()
+    variants = tuple(dataclasses.replace(v, latency=sample.withheld()) for v in results.variants)
+    results = dataclasses.replace(results, variants=variants)
+    assert {cell.text for cell in cells(results, "p50").values()} == {"withheld"}
+    assert {cell.text for cell in cells(results, "speedup").values()} == {"-"}
+    assert "Times are withheld: the CPU is emulated (qemu)." in comparison.notes(results)
+
+
+def test_parity_is_a_dash_only_where_there_are_no_codes() -> None:
+    found = cells(sample.full(), "parity")
+    assert found["float32"].text == "-"
+    assert found["ptq-int8"].text == "0"
+    wrong = sample.variant("a", "ptq", 0.9, 1, base=(0.9, 1), differing_codes=1234)
+    assert comparison.parity(wrong) == Cell("1,234", tone="bad")
+
+
+def test_float_layers_are_grouped_by_reason_in_network_order() -> None:
+    mixed = sample.full().variants[-1]
+    assert comparison.float_reasons(mixed.layers) == [("kept in float32 by the recipe (keep_float)", ["conv1", "fc"])]
