@@ -1,0 +1,155 @@
+"""``qdeploy bench``: bundles timed side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdeploy.core.records import Bench
+
+
+def command(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH",
+            help="A NAME.qdeploy.zip, a folder that one was unpacked into, or a build folder such as runs/digits.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[str, typer.Option(help="Where to run; `qdeploy list` shows the targets.")] = "local",
+    runtime: Annotated[str, typer.Option(help="What to run in; `qdeploy list` shows the runtimes.")] = "onnxruntime",
+    threads: Annotated[
+        str | None,
+        typer.Option(metavar="N[,N...]", help="Threads of a session (default: the cores that are allowed)."),
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N[,N...]", help="Samples a call.")] = "1",
+    seconds: Annotated[float, typer.Option(help="Measuring time for each bundle and setting.")] = 2.0,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The bundle that speed-ups refer to (default: the float32 one)."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the measurement to FILE.")
+    ] = None,
+) -> None:
+    """Time bundles side by side: latency, throughput, load time, memory, speed-up.
+
+    Each bundle runs in a process of its own, one at a time in interleaved
+    blocks, so that whatever disturbs the machine disturbs all of them alike.
+    For a build folder, results.json and report.html get the new times.
+
+    Example: qdeploy bench runs/digits --threads 1,2 --batch 1,16
+    """
+    from rich.console import Console
+
+    from qdeploy.bench.schedule import run
+    from qdeploy.core import records
+    from qdeploy.reports.terminal import bench_table
+
+    counts = None if threads is None else numbers(threads, "--threads")
+    batches = numbers(batch, "--batch")
+    bundles = [bundle for path in paths for bundle in find_bundles(path)]
+    builds = [path for path in paths if _is_build(path)]
+    if baseline is None and len(paths) == 1 and builds:
+        baseline = _baseline_of(builds[0])
+    console = Console()
+    with _progress() as advance:
+        bench = run(
+            bundles,
+            target=target,
+            threads=counts,
+            batches=batches,
+            seconds=seconds,
+            runtime=runtime,
+            baseline=baseline,
+            progress=advance,
+        )
+    console.print(bench_table(bench))
+    if json_file is not None:
+        records.save(bench, json_file)
+        console.print(f"measurement: {json_file}", soft_wrap=True, highlight=False, markup=False)
+    for folder in builds:
+        update_build(folder, bench, console)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """The positive numbers of "1,2", in order, each once."""
+    from qdeploy.core.errors import QDeployError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise QDeployError(f"{option} {text!r} is not a list of positive numbers.", f"For example {option} 1,2.")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def find_bundles(path: Path) -> list[Path]:
+    """The bundles that ``path`` stands for: itself, or all of a build folder, in the order of its results.json."""
+    from qdeploy.core.errors import QDeployError
+    from qdeploy.core.records import Results, load
+
+    if not path.exists():
+        raise QDeployError(f"There is no {path}.", "Give a bundle, or a folder that `qdeploy build` made.")
+    if path.is_file() or (path / "manifest.json").is_file():
+        return [path]
+    if not _is_build(path):
+        found = sorted(path.rglob("*.qdeploy.zip"))
+        if not found:
+            raise QDeployError(f"There is no bundle (NAME.qdeploy.zip) in {path}.", "`qdeploy build` makes them.")
+        return found
+    found = [path / variant.bundle for variant in load(Results, path / "results.json").variants]
+    missing = [bundle for bundle in found if not bundle.exists()]
+    if missing:
+        raise QDeployError(f"{path / 'results.json'} lists {missing[0]}, which does not exist.", "Build it again.")
+    return found
+
+
+def update_build(folder: Path, bench: Bench, console: Console) -> None:
+    """Put the first setting's latencies into the build's results.json, and render its report.html again."""
+    from qdeploy.bench.merge import with_latencies
+    from qdeploy.core.records import Results, load, save
+    from qdeploy.reports import html
+
+    updated = with_latencies(load(Results, folder / "results.json"), bench)
+    stale = [variant.name for variant in updated.variants if variant.latency is None]
+    if stale:
+        console.print(
+            f"No times for {', '.join(stale)} in {folder / 'results.json'}: not measured, or the bundle has changed "
+            "since the build.",
+            style="yellow",
+            markup=False,
+        )
+    save(updated, folder / "results.json")
+    html.write(updated, folder / "report.html")
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _is_build(path: Path) -> bool:
+    return (path / "results.json").is_file()
+
+
+def _baseline_of(build: Path) -> str | None:
+    """The build's own baseline, where its bundle is one of those that will be measured."""
+    from qdeploy.core.records import Results, load
+
+    results = load(Results, build / "results.json")
+    return results.baseline if results.baseline in [variant.name for variant in results.variants] else None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr, gone when done; yields what ``bench.schedule.run`` calls."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(bar_width=30), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("start", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)

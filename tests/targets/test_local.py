@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qdeploy.core.errors import QDeployError
+from qdeploy.core.records import Environment, from_json
+from qdeploy.targets._worker import WorkerProcess
+from qdeploy.targets.local import Target
+from tests.bundles import write_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def script(tmp_path: Path, code: str) -> WorkerProcess:
+    """A process that misbehaves in the place of the runner."""
+    path = tmp_path / "worker.py"
+    path.write_text(code)
+    return WorkerProcess([sys.executable, str(path)], bundle="x", name="x")
+
+
+def test_a_worker_loads_warms_up_times_and_finishes(bundle):
+    with Target().open(bundle, name="int8") as worker:
+        loaded = worker.load(threads=1, batch=2)
+        assert loaded["golden"]["passed"]
+        assert loaded["golden"]["samples"] == 2
+        assert (loaded["threads"], loaded["runtime"]) == (1, "onnxruntime (CPU)")
+        assert from_json(Environment, loaded["environment"]).emulator is None
+        assert worker.warm_up(0.2)["call_seconds"] > 0
+        times = worker.block(0.02)
+        assert times
+        assert all(isinstance(t, int) and t > 0 for t in times)
+        assert worker.finish() > 10 << 20
+        with pytest.raises(QDeployError, match="int8: its worker has ended"):
+            worker.block(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="thread states are read from /proc")
+def test_between_requests_every_thread_of_a_worker_sleeps(bundle):
+    """onnxruntime's threads spin on for tens of milliseconds after a call: a reply waits for the end of that."""
+    with Target().open(bundle, name="int8") as worker:
+        worker.load(threads=2, batch=16)
+        worker.warm_up(0.1)
+        for _ in range(5):
+            worker.block(0.02)
+            tasks = Path(f"/proc/{worker._process.pid}/task")
+            states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()]
+            assert len(states) > 1
+            # The thread that has just answered may still be on its way to the next read.
+            assert states.count("R") <= 1, states
+            time.sleep(0.005)
+
+
+def test_no_file_of_a_bundle_is_executed(tmp_path):
+    """The fixture's run.py ends Python with a message; the runner that works is the installed one."""
+    with Target().open(write_bundle(tmp_path), name="int8") as worker:
+        command = worker._process.args
+        worker.load(threads=1, batch=1)
+    assert str(tmp_path) not in " ".join(command)
+
+
+def test_an_error_on_the_other_side_keeps_its_message_and_hint(tmp_path):
+    with (
+        Target().open(tmp_path / "missing.zip", name="int8") as worker,
+        pytest.raises(QDeployError, match="int8: There is no bundle") as caught,
+    ):
+        worker.load(threads=1, batch=1)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("number", "text"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")])
+def test_a_worker_that_dies_says_of_what(bundle, number, text):
+    with Target().open(bundle, name="int8") as worker:
+        worker.load(threads=1, batch=1)
+        os.kill(worker._process.pid, number)
+        with pytest.raises(QDeployError, match=f"int8: its worker was killed by {text} during 'block'") as caught:
+            worker.block(0.01)
+        assert ("memory" in caught.value.hint) == (number == signal.SIGKILL)
+
+
+def test_a_worker_that_fails_gives_the_last_line_of_its_stderr(tmp_path):
+    with (
+        script(tmp_path, "raise SystemExit('no onnxruntime here')") as worker,
+        pytest.raises(QDeployError, match=r"ended with exit code 1 during 'load'\. no onnxruntime here"),
+    ):
+        worker.load(threads=1, batch=1)
+
+
+def test_a_process_that_talks_something_else_is_an_error(tmp_path):
+    with (
+        script(tmp_path, "print('Welcome to this host!', flush=True); input(); input()") as worker,
+        pytest.raises(QDeployError, match=r"does not speak the runner's protocol.*Welcome"),
+    ):
+        worker.load(threads=1, batch=1)
+
+
+def test_a_worker_that_hangs_is_ended_after_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("qdeploy.targets._worker.START_SECONDS", 0.2)
+    with script(tmp_path, "import time; time.sleep(60)") as worker:
+        with pytest.raises(QDeployError, match="no answer to 'load' within 0 seconds"):
+            worker.load(threads=1, batch=1)
+        assert worker._process.poll() is not None
+
+
+def test_leaving_the_block_ends_the_process_in_the_middle_of_work(bundle):
+    with Target().open(bundle, name="int8") as worker:
+        worker.load(threads=1, batch=1)
+    assert worker._process.poll() is not None
+
+
+def test_what_cannot_be_opened_is_an_error(bundle, tmp_path):
+    with pytest.raises(QDeployError, match="takes no address"):
+        Target("host")
+    with pytest.raises(QDeployError, match="no runtime named 'onnxruntme'"):
+        Target().open(bundle, name="x", runtime="onnxruntme")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("class Runtime:\n    pass\n")
+    with pytest.raises(QDeployError, match="has no worker"):
+        Target().open(bundle, name="x", runtime=str(plugin))
+    with pytest.raises(QDeployError, match="cannot be started"):
+        WorkerProcess([str(tmp_path / "no-python")], bundle="x", name="x")
+
+
+def test_golden_answers_that_differ_are_reported_and_not_hidden(tmp_path):
+    import io
+
+    from tests import bundles
+
+    manifest, files = bundles.read_members(write_bundle(tmp_path))
+    buffer = io.BytesIO()
+    with np.load(io.BytesIO(files["golden.npz"])) as arrays:
+        np.savez(buffer, **{"input.input": arrays["input.input"], "output.output": arrays["output.output"] + 1})
+    path = bundles.write_members(tmp_path / "other.zip", manifest, {**files, "golden.npz": buffer.getvalue()})
+    with Target().open(path, name="int8") as worker:
+        golden = worker.load(threads=1, batch=20)["golden"]
+    assert not golden["passed"]
+    assert golden["samples"] == 8
