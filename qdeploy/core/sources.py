@@ -43,6 +43,11 @@ def imported(module: str) -> frozenset[str]:
     return frozenset(name for name in names if name.split(".")[0] == _PACKAGE and _exists(name))
 
 
+def plugin_digest(package: str, name: str) -> str:
+    """The digest of a plugin: of a module of ``package`` and what it imports, or of the user's file ``name``."""
+    return file_digest(Path(name)) if name.endswith(".py") else digest(f"{package}.{name}")
+
+
 def file_digest(path: Path) -> str:
     """The digest of one source file of the user's."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

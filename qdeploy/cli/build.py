@@ -1,0 +1,107 @@
+"""``qdeploy build``: a recipe, from training to the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdeploy.pipeline import Events
+
+
+def command(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/digits.yaml.", show_default=False)
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of the recipe: --set train.epochs=2. Repeatable."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="VARIANT", help="Build this variant (and float32) only. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to build (default: runs/NAME).", show_default=False),
+    ] = None,
+    bench: Annotated[bool, typer.Option(help="Time the bundles that changed, at the end.")] = True,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do.")] = False,
+) -> None:
+    """Build every variant of a recipe: train, quantize, export, prove, bundle, time, report.
+
+    Stages whose inputs have not changed are not run again, and a build that
+    was stopped goes on where it stood.
+
+    Example: qdeploy build recipes/digits.yaml --set train.epochs=5 --only ptq-int8
+    """
+    from rich.console import Console
+
+    from qdeploy.core.extras import require_build
+
+    require_build()
+    from qdeploy import pipeline
+    from qdeploy.recipe.load import load
+    from qdeploy.reports.terminal import results_table
+    from qdeploy.reports.verdict import verdict
+
+    loaded = load(recipe, overrides=sets or (), only=only or ())
+    folder = out or Path("runs") / loaded.name
+    console = Console()
+    if plan:
+        waiting = pipeline.pending(loaded, folder)
+        for stage in waiting:
+            console.print(stage.name, highlight=False, markup=False)
+        console.print(f"{len(waiting)} stages to run." if waiting else "Nothing to do.", style="dim")
+        return
+    with _events() as events:
+        results = pipeline.build(loaded, folder, events=events, measure=bench)
+    console.print(results_table(results))
+    console.print(str(verdict(results)), highlight=False, markup=False)
+    _say_where(console, folder)
+
+
+def _say_where(console: Console, folder: Path) -> None:
+    for label, name in (("results", "results.json"), ("report", "report.html")):
+        console.print(f"{label}: {folder / name}", soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _events() -> Iterator[Events]:
+    """A line on stderr for every stage that runs, and a bar under it while training or timing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from qdeploy.pipeline import Events
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("planning", total=None)
+
+        def stage(started: Any) -> None:
+            bar.console.print(f"run  {started.name}", highlight=False, markup=False)
+            bar.reset(task, description=started.name, total=None)
+
+        def training(progress: Any) -> None:
+            done = (progress.epoch - 1) * progress.batches + progress.batch
+            text = f"train  epoch {progress.epoch}/{progress.epochs}  loss {progress.loss:.3f}"
+            bar.update(task, description=text, total=progress.epochs * progress.batches, completed=done)
+
+        def bench(what: str, share: float) -> None:
+            bar.update(task, description=f"bench  {what}", total=1.0, completed=share)
+
+        yield Events(stage=stage, training=training, bench=bench)

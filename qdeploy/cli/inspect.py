@@ -1,0 +1,74 @@
+"""``qdeploy inspect``: what is in an artifact and which kernels run it here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from qdeploy.core.records import Layer
+
+
+def command(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A NAME.qdeploy.zip, an unpacked bundle, or an .onnx file.", show_default=False
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show the layers of a model: bits, the kernel that runs each on this machine, and multiply-accumulates.
+
+    The kernels are read from the graph that onnxruntime optimizes for this CPU,
+    not from what the model promises.
+
+    Example: qdeploy inspect runs/digits/ptq-int8.qdeploy.zip
+    """
+    from rich.console import Console
+
+    from qdeploy.core.records import to_json
+    from qdeploy.reports.terminal import layers_table
+    from qdeploy.verify.coverage import coverage
+    from qdeploy.verify.inspection import layers_of
+
+    model, about = _read(path)
+    found = coverage(model)
+    layers = layers_of(model, found)
+    if as_json:
+        typer.echo(json.dumps({
+            **about, "integer_mac_share": found.integer_mac_share, "kernels": found.kernels,
+            "layers": [to_json(layer) for layer in layers],
+        }, indent=2))  # fmt: skip
+        return
+    console = Console()
+    for key, value in about.items():
+        console.print(f"{key + ':':<12}{value}", highlight=False, markup=False)
+    console.print(layers_table(layers))
+    console.print(_summary(found.integer_mac_share, layers), highlight=False, markup=False)
+
+
+def _summary(share: float, layers: tuple[Layer, ...]) -> str:
+    total = sum(layer.macs for layer in layers)
+    return f"{share:.2%} of {total:,} multiply-accumulates a sample run in integer kernels on this machine."
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, str]]:
+    """The ONNX bytes, and what a bundle says about itself."""
+    from qdeploy.core.errors import QDeployError
+    from qdeploy.verify.bundle import read_bundle
+
+    if not path.exists():
+        raise QDeployError(f"There is no {path}.", "Give a bundle or an .onnx file.")
+    if path.suffix == ".onnx":
+        return path.read_bytes(), {"model": str(path), "size": f"{path.stat().st_size:,} bytes"}
+    bundle = read_bundle(path)
+    manifest, metric = bundle["manifest"], bundle["manifest"]["metric"]
+    about = {"bundle": str(path), "recipe": manifest["recipe"], "variant": f"{manifest['name']} ({manifest['method']})"}
+    if metric is not None:
+        about["deployed"] = (f"{metric['name']} {metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}] "
+                             f"on {metric['samples']:,} samples of {metric['dataset']}")  # fmt: skip
+    return bundle["model"], {**about, "size": f"{len(bundle['model']):,} bytes"}

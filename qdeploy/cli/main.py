@@ -1,0 +1,91 @@
+"""The command line: which commands there are, and how their errors look.
+
+The files of the commands import nothing heavy until they run, so that ``qdeploy --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.text import Text
+from typer.core import TyperGroup
+
+from qdeploy import __version__
+from qdeploy.cli import bench, build, doctor, inspect, list, verify
+from qdeploy.core.errors import QDeployError
+
+
+class Commands(TyperGroup):
+    """The commands, with one end for each way of failing that is no bug."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. What a user can mend is a panel and exit code 2, Ctrl-C a line and 130."""
+        try:
+            return super().invoke(ctx)
+        except _expected() as error:
+            _show(error)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            _say_interrupted()
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="qdeploy",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug keeps its plain traceback
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command("build")(build.command)
+app.command("bench")(bench.command)
+app.command("inspect")(inspect.command)
+app.command("verify")(verify.command)
+app.command("doctor")(doctor.command)
+app.command("list")(list.command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qdeploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _qdeploy(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """From a PyTorch model to a small, fast, provably right integer artifact that runs in onnxruntime."""
+
+
+def main() -> None:
+    """What the command ``qdeploy`` calls."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after the command itself
+        _say_interrupted()
+        sys.exit(130)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors that carry a message and a hint. The runner stands alone and has one of its own."""
+    runner = sys.modules.get("qdeploy.runner")
+    return (QDeployError,) if runner is None else (QDeployError, runner.RunnerError)
+
+
+def _show(error: Any) -> None:
+    lines = [Text(error.message)]
+    if error.hint:
+        lines += [Text(error.hint, style="dim")]
+    Console(stderr=True).print(Panel(Group(*lines), title="Error", title_align="left", border_style="red"))
+
+
+def _say_interrupted() -> None:
+    typer.echo("Interrupted.", err=True)

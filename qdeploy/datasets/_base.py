@@ -1,0 +1,180 @@
+"""What the data sets share: splits, seeds, and a fingerprint.
+
+A data set has two halves that never meet. The *official training part* is cut into ``train`` and ``validation``,
+and ``calibration`` is drawn from ``train``. The *evaluation part* is read by one method, which one line calls:
+``split("evaluation")``. ``accessed`` records which splits were asked for, so that a test can show that evaluation
+data stays unread until the exported artifact is judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdeploy.core.errors import QDeployError, nearest
+
+Raw = NDArray[Any]
+Targets = NDArray[np.int64]
+Indices = NDArray[np.intp]
+
+SPLITS = ("train", "validation", "calibration", "evaluation")
+
+
+class ArrayDataset(ABC):
+    """A labelled data set that fits in memory. A plugin defines the class attributes and three methods.
+
+    ``root`` is the folder of the files, ``download`` whether they may be fetched. ``validation`` is the share of the
+    training part that is held out, stratified by class; ``calibration`` the number of training samples that
+    calibrate a quantizer; ``seed`` decides which ones. ``split`` returns (raw, targets): raw samples [N, *raw_shape]
+    of ``raw_dtype`` and int64 class indices [N]; ``preprocessing`` says how raw samples become a model's input.
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    raw_shape: ClassVar[tuple[int, ...]]
+    raw_dtype: ClassVar[str] = "uint8"
+    task: ClassVar[str] = "classification"
+    metric: ClassVar[str] = "top1"
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        download: bool = True,
+        seed: int = 0,
+        validation: float = 0.1,
+        calibration: int = 512,
+    ) -> None:
+        if not 0.0 < validation < 1.0:
+            raise QDeployError(
+                f"data.validation is {validation}: it is the share of the training data that is held out.",
+                "Give a number between 0 and 1, such as 0.1; the best checkpoint is chosen on those samples.",
+            )
+        if calibration < 1:
+            raise QDeployError(
+                f"data.calibration is {calibration}.", "Give the number of calibration samples, e.g. 512."
+            )
+        if seed < 0:
+            raise QDeployError(f"data.seed is {seed}.", "A seed is 0 or more.")
+        self.root = root
+        self.download = download
+        self.seed = seed
+        self.validation = validation
+        self.calibration = calibration
+        self.accessed: list[str] = []
+        self._parts: dict[str, tuple[Raw, Targets]] = {}
+        self._indices: dict[str, Indices] = {}
+        self._digest: str | None = None
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """The steps from a raw sample to the model's input, for ``qdeploy.runner.preprocess``."""
+
+    @abstractmethod
+    def _read_training(self) -> tuple[Raw, Targets]:
+        """The official training part, whole. Touches no evaluation sample."""
+
+    @abstractmethod
+    def _read_evaluation(self) -> tuple[Raw, Targets]:
+        """The evaluation part, whole."""
+
+    @abstractmethod
+    def _content(self) -> Iterable[bytes]:
+        """What identifies the data: digests of files, or the bytes of arrays."""
+
+    def _options(self) -> dict[str, Any]:
+        """The options that change what ``split`` returns or how it is preprocessed."""
+        return {
+            "seed": self.seed,
+            "validation": self.validation,
+            "calibration": self.calibration,
+            "preprocessing": self.preprocessing,
+        }
+
+    def split(self, name: str) -> tuple[Raw, Targets]:
+        """Raw samples [N, *raw_shape] and their targets [N] of the split ``name``, one of SPLITS.
+
+        Evaluation data is read by this call and no earlier. Raises QDeployError for another name, and where the data
+        is missing, damaged, or too small for what was asked.
+        """
+        if name not in SPLITS:
+            raise QDeployError(f"Data set {self.name} has no split {name!r}.", nearest(name, SPLITS))
+        self.accessed.append(name)
+        if name == "evaluation":
+            return self._part(name)
+        raw, targets = self._part("training")
+        if not self._indices:
+            self._indices = self._divide(targets)
+        chosen = self._indices[name]
+        return raw[chosen], targets[chosen]
+
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of the data and the options: equal where every split and its preprocessing is.
+
+        It hashes the evaluation files too, as bytes, without looking at a sample.
+        """
+        if self._digest is None:
+            digest = hashlib.sha256(json.dumps([self.name, self._options()], sort_keys=True).encode())
+            for content in self._content():
+                digest.update(hashlib.sha256(content).digest())
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    def _part(self, name: str) -> tuple[Raw, Targets]:
+        if name not in self._parts:
+            raw, targets = self._read_evaluation() if name == "evaluation" else self._read_training()
+            self._check(name, raw, targets)
+            self._parts[name] = raw, targets
+        return self._parts[name]
+
+    def _check(self, name: str, raw: Raw, targets: Targets) -> None:
+        found = f"{raw.dtype}{list(raw.shape)} samples, {targets.dtype}{list(targets.shape)} targets"
+        if (
+            raw.shape[1:] != self.raw_shape
+            or str(raw.dtype) != self.raw_dtype
+            or targets.shape != raw.shape[:1]
+            or targets.dtype != np.int64
+            or len(raw) == 0
+        ):
+            raise QDeployError(
+                f"The {name} part of data set {self.name} is not what it should be: {found}.",
+                f"Expected {self.raw_dtype}[N, {', '.join(map(str, self.raw_shape))}] samples and int64[N] targets.",
+            )
+        if targets.min() < 0 or targets.max() >= len(self.classes):
+            raise QDeployError(
+                f"The {name} part of data set {self.name} has targets {targets.min()}..{targets.max()}.",
+                f"It has {len(self.classes)} classes: targets are 0..{len(self.classes) - 1}.",
+            )
+
+    def _divide(self, targets: Targets) -> dict[str, Indices]:
+        """Which rows of the training part belong to ``train``, ``validation`` and ``calibration``."""
+        train, validation = stratified(targets, self.validation, self.seed)
+        if self.calibration > len(train):
+            raise QDeployError(
+                f"data.calibration is {self.calibration}, but data set {self.name} has {len(train)} training samples.",
+                f"Ask for {len(train)} or fewer.",
+            )
+        # A prefix of one permutation: fewer calibration samples are a subset of more.
+        order = np.random.default_rng([self.seed, 1]).permutation(train)
+        return {"train": train, "validation": validation, "calibration": order[: self.calibration]}
+
+
+def stratified(targets: Targets, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Cut rows in two by class: (the rest, about ``share`` of every class), sorted, disjoint, together everything.
+
+    A class of two or more samples leaves at least one on each side.
+    """
+    generator = np.random.default_rng([seed, 0])
+    held_out = np.zeros(len(targets), dtype=bool)
+    for label in np.unique(targets):
+        rows = generator.permutation(np.flatnonzero(targets == label))
+        count = min(max(round(len(rows) * share), 1), len(rows) - 1)
+        held_out[rows[:count]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -1,0 +1,244 @@
+"""The line from a recipe to a report, on one page.
+
+    recipe -> train -> model (capture, fold, place, quantize, export) -> verify -> bundle -> bench -> report
+
+``plan`` says what there is to do and what each step depends on; ``build`` does it. A launcher schedules the same
+stages. Every stage but the bench is cached by content: see core/stages.py.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdeploy import __version__, runner
+from qdeploy.bench import merge
+from qdeploy.bench import schedule as bench
+from qdeploy.bundle.pack import pack
+from qdeploy.core import plugins, records, sources
+from qdeploy.core.files import sha256, write_atomic, write_json
+from qdeploy.core.records import Interval, Layer, Metric, Results, Variant
+from qdeploy.core.stages import Folders, Stage, execute, is_done, key_of
+from qdeploy.export import artifact
+from qdeploy.recipe.schema import Recipe, VariantRecipe
+from qdeploy.reports import html
+from qdeploy.train import checkpoint
+from qdeploy.train.fit import device_kind, fit
+from qdeploy.train.reference import find_file, load_model, split_factory
+from qdeploy.verify.artifact import signature
+from qdeploy.verify.evaluate import agreement, difference
+from qdeploy.verify.prove import layer_records, prove
+
+LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What a caller wants to hear of a build: stages as they start, training as it goes on, and a line of text."""
+
+    stage: Callable[[Stage], None] = lambda _: None
+    training: Callable[[Any], None] = lambda _: None
+    bench: Callable[[Any], None] | None = None
+
+
+def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool = True) -> Results:
+    """Run a recipe's plan into the folder ``out`` and return its results.
+
+    ``out`` gets the float32 checkpoint, a bundle a variant, results.json and report.html. ``measure`` times the
+    bundles that changed since the last build; times of unchanged bundles are kept.
+    """
+    stages = plan(recipe, events)
+    folders = execute(stages, out / "stages", on_start=events.stage)
+    shutil.copyfile(folders["train"] / "checkpoint.safetensors", out / "checkpoint.safetensors")
+    results_file = out / "results.json"
+    previous = records.load(Results, results_file) if results_file.is_file() else None
+    results = merge.keep_latencies(_results(recipe, folders, out), previous)
+    if measure and any(variant.latency is None for variant in results.variants):
+        measured = bench.run(
+            [out / variant.bundle for variant in results.variants], threads=recipe.bench.threads,
+            batches=recipe.bench.batch, seconds=recipe.bench.seconds, baseline=results.baseline, progress=events.bench,
+        )  # fmt: skip
+        results = merge.with_latencies(results, measured)
+    if results != previous or not (out / "report.html").is_file():
+        records.save(results, results_file)
+        html.write(results, out / "report.html")
+    return results
+
+
+def pending(recipe: Recipe, out: Path) -> list[Stage]:
+    """The stages of a plan that a build into ``out`` would run."""
+    return [stage for stage in plan(recipe, Events()) if not is_done(stage, out / "stages")]
+
+
+def plan(recipe: Recipe, events: Events) -> list[Stage]:
+    """The stages of a recipe, in an order in which they can run."""
+    dataset = plugins.load("dataset", recipe.data.name)(**recipe.data.options)
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    trained = _train_stage(recipe, dataset, versions, events)
+    stages = [trained]
+    baseline = recipe.baseline
+    exporter, prover = sources.digest("qdeploy.export.artifact"), sources.digest("qdeploy.verify.prove")
+    packer = sources.digest("qdeploy.bundle.pack", "qdeploy.runner")
+    for name in sorted(recipe.variants, key=lambda name: name != baseline):  # the baseline first: others refer to it
+        variant = recipe.variants[name]
+        key = key_of(trained.key, variant.dump(), _used(variant), exporter)
+        made = Stage(f"{name}/model", key, (trained.name,), partial(_model, recipe, variant, dataset))
+        reference = (f"{baseline}/model", f"{baseline}/verify") if name != baseline else ()
+        keys = [stage.key for stage in stages if stage.name in reference]
+        key = key_of(made.key, keys, _source("metric", dataset.metric), prover)
+        verified = Stage(f"{name}/verify", key, (made.name, *reference), partial(_verify, dataset))
+        key = key_of(verified.key, recipe.name, name, __version__, packer)
+        run = partial(_bundle, recipe, name, variant, dataset, versions)
+        stages += [made, verified, Stage(f"{name}/bundle", key, (made.name, verified.name), run)]
+    return stages
+
+
+def _used(variant: VariantRecipe) -> list[str]:
+    """The sources of the plugins that a variant names: module names; a user's own file counts by its content."""
+    if variant.method == "float32":
+        return []
+    named = (("observer", variant.activations.observer), ("rounding", variant.rounding))
+    return [_source(kind, name) for kind, name in named]
+
+
+def _source(kind: str, name: str) -> str:
+    return sources.plugin_digest(plugins.KINDS[kind].package, name)
+
+
+def _train_stage(recipe: Recipe, dataset: Any, versions: dict[str, str], events: Events) -> Stage:
+    """Training, or reading a checkpoint of the user's: both leave checkpoint.safetensors."""
+    place, _ = split_factory(recipe.model.factory)
+    code = sources.file_digest(find_file(place, recipe.base)) if plugins.is_path(place) else place
+    data = [recipe.data.name, _source("dataset", recipe.data.name), dataset.fingerprint()]
+    common = [recipe.model.dump(), code, data, versions]
+    if recipe.model.checkpoint is not None:
+        path = find_file(str(recipe.model.checkpoint), recipe.base)
+        key = key_of(common, sha256(path), sources.digest("qdeploy.train.checkpoint"))
+        return Stage("train", key, (), partial(_import_checkpoint, recipe, path))
+    assert recipe.train is not None
+    options = recipe.train.dump()
+    key = key_of(common, options, device_kind(options["device"]), sources.digest("qdeploy.train.fit"))
+    return Stage("train", key, (), partial(_train, recipe, dataset, options, events))
+
+
+def _train(recipe: Recipe, dataset: Any, options: dict[str, Any], events: Events, folder: Path, _: Folders) -> None:
+    model = load_model(recipe.model.factory, base=recipe.base, seed=options["seed"], **recipe.model.arguments)
+    result = fit(model, dataset, progress=events.training, **options)
+    checkpoint.save(folder / "checkpoint.safetensors", result.state_dict)
+    write_json(folder / "history.json", {"best_epoch": result.epoch, "metric": result.metric, "epochs": result.history})
+
+
+def _import_checkpoint(recipe: Recipe, path: Path, folder: Path, _: Folders) -> None:
+    model = load_model(recipe.model.factory, base=recipe.base, **recipe.model.arguments)
+    checkpoint.load(path, model)
+    checkpoint.save(folder / "checkpoint.safetensors", model.state_dict())
+
+
+def _model(recipe: Recipe, variant: VariantRecipe, dataset: Any, folder: Path, inputs: Folders) -> None:
+    model = load_model(recipe.model.factory, base=recipe.base, **recipe.model.arguments)
+    checkpoint.load(inputs["train"] / "checkpoint.safetensors", model)
+    raw, _ = dataset.split("calibration")
+    raw = raw[: variant.calibration.samples]
+    samples = runner.preprocess(raw, dataset.preprocessing)
+    example = artifact.batches_of(samples[:2], 2)[0]
+    if variant.method == "float32":
+        made = artifact.float32(model, example)
+    else:
+        made = artifact.quantized(
+            model, example, artifact.batches_of(samples, variant.calibration.batch),
+            weight_bits=variant.weights.bits, weight_observer=variant.weights.observer,
+            activation_bits=variant.activations.bits, activation_observer=variant.activations.observer,
+            rounding=variant.rounding,
+        )  # fmt: skip
+    write_atomic(folder / "model.onnx", made.model)
+    write_json(folder / "layers.json", {
+        "weights": {name: records.to_json(value) for name, value in made.weights.items()},
+        "activations": {name: records.to_json(value) for name, value in made.activations.items()},
+        "float_reasons": made.float_reasons,
+    })  # fmt: skip
+
+
+def _verify(dataset: Any, folder: Path, inputs: Folders) -> None:
+    (made, *rest) = inputs.values()
+    raw, targets = dataset.split("evaluation")
+    metric = plugins.load("metric", dataset.metric)()
+    proof = prove(
+        (made / "model.onnx").read_bytes(), raw, targets, preprocessing=dataset.preprocessing, metric=metric,
+        float_model=(rest[0] / "model.onnx").read_bytes() if rest else None,
+    )  # fmt: skip
+    rows, decisions = proof.evaluation.rows, proof.evaluation.decisions
+    delta, agreed = None, None
+    if rest:
+        with np.load(rest[1] / "evaluation.npz") as baseline:
+            delta = records.to_json(difference(rows, baseline["rows"], metric))
+            agreed = agreement(decisions, baseline["decisions"])
+    layers = json.loads((made / "layers.json").read_text())
+    shown = {kind: {n: records.from_json(artifact.QuantizedValue, v) for n, v in layers[kind].items()}
+             for kind in ("weights", "activations")}  # fmt: skip
+    np.savez(folder / "evaluation.npz", rows=rows, decisions=decisions)
+    np.savez(folder / "golden.npz", **proof.golden)  # type: ignore[arg-type]
+    write_json(folder / "proof.json", {
+        "metric": records.to_json(proof.evaluation.metric), "delta": delta, "agreement": agreed,
+        "integer_mac_share": proof.coverage.integer_mac_share, "samples": proof.parity.samples,
+        "outputs_checked": proof.parity.outputs_checked, "differing_codes": proof.parity.differing_codes,
+        "comparison": proof.comparison, "tolerance": proof.tolerance,
+        "layers": [records.to_json(r) for r in layer_records(proof, float_reasons=layers["float_reasons"], **shown)],
+    })  # fmt: skip
+
+
+def _bundle(
+    recipe: Recipe,
+    name: str,
+    variant: VariantRecipe,
+    dataset: Any,
+    versions: dict[str, str],
+    folder: Path,
+    inputs: Folders,
+) -> None:
+    made, verified = inputs.values()
+    model, proof = (made / "model.onnx").read_bytes(), json.loads((verified / "proof.json").read_text())
+    with np.load(verified / "golden.npz") as arrays:
+        golden = dict(arrays)
+    tensors = signature(model)
+    raw = {"dtype": dataset.raw_dtype, "shape": list(dataset.raw_shape)}
+    covered = ("name", "op", "kernel", "integer", "reason", "macs")
+    pack(
+        folder / f"{name}.qdeploy.zip", name=name, recipe=recipe.name, method=variant.method,
+        inputs=[{**tensor, "raw": raw, "preprocessing": dataset.preprocessing} for tensor in tensors["inputs"]],
+        outputs=tensors["outputs"], task=dataset.task, classes=dataset.classes,
+        quantization=variant.describe(), versions={"qdeploy": __version__, **versions},
+        model=model, golden=golden, comparison=proof["comparison"], tolerance=proof["tolerance"],
+        metric={**proof["metric"], "dataset": recipe.data.name, "split": "evaluation",
+                "fingerprint": dataset.fingerprint()},
+        coverage={"integer_mac_share": proof["integer_mac_share"],
+                  "layers": [{key: layer[key] for key in covered} for layer in proof["layers"] if layer["macs"]]},
+        parity={key: proof[key] for key in ("samples", "outputs_checked", "differing_codes")},
+    )  # fmt: skip
+
+
+def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
+    """Publish the bundles beside results.json and gather what was measured."""
+    sizes = {name: (folders[f"{name}/model"] / "model.onnx").stat().st_size for name in recipe.variants}
+    variants = []
+    for name, variant in recipe.variants.items():
+        proof = json.loads((folders[f"{name}/verify"] / "proof.json").read_text())
+        bundle = f"{name}.qdeploy.zip"
+        write_atomic(out / bundle, (folders[f"{name}/bundle"] / bundle).read_bytes())
+        variants.append(Variant(
+            name=name, method=variant.method, metric=records.from_json(Metric, proof["metric"]),
+            delta=records.from_json(Interval, proof["delta"]) if proof["delta"] else None,
+            agreement=proof["agreement"], size_bytes=sizes[name], compression=sizes[recipe.baseline] / sizes[name],
+            bundle=bundle, bundle_sha256=sha256(out / bundle), integer_mac_share=proof["integer_mac_share"],
+            differing_codes=proof["differing_codes"],
+            layers=tuple(records.from_json(Layer, layer) for layer in proof["layers"]),
+        ))  # fmt: skip
+    return Results(name=recipe.name, baseline=recipe.baseline, variants=tuple(variants), dataset=recipe.data.name,
+                   created_by=f"qdeploy {__version__}")  # fmt: skip

@@ -1,0 +1,258 @@
+"""Training in float32: one loop on Lightning Fabric. It knows nothing of quantization and sees no evaluation data."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
+
+import lightning_fabric
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qdeploy.core import plugins
+from qdeploy.core.errors import QDeployError, nearest
+from qdeploy.runner import preprocess
+from qdeploy.train import choices
+
+VALIDATION_BATCH = 256
+LOSSES: dict[str, Callable[..., Tensor]] = {"classification": F.cross_entropy}
+
+
+class Data(Protocol):
+    """What ``fit`` needs of a data set: see qdeploy/datasets/_base.py."""
+
+    name: Any
+    task: Any
+    metric: Any
+
+    @property
+    def preprocessing(self) -> list[dict[str, Any]]:
+        """The steps from raw samples to the model's input."""
+
+    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Raw samples and targets of a split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``batch`` of ``batches`` in ``epoch`` of ``epochs`` (all from 1) is done, with the training loss ``loss``.
+
+    ``record`` is the epoch's line of the history once its last batch is done and validated, else None.
+    """
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    loss: float
+    record: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """``state_dict`` is that of ``epoch`` (from 1), the best on validation, on the CPU; ``history`` has a line an epoch.
+
+    A line has the keys epoch, lr (of its last batch), train_loss, validation_loss and validation_metric.
+    ``metric`` names the last.
+    """
+
+    state_dict: dict[str, Tensor]
+    epoch: int
+    metric: str
+    history: list[dict[str, float]]
+
+
+def fit(
+    model: nn.Module,
+    dataset: Data,
+    *,
+    epochs: int,
+    lr: float,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.01,
+    batch_size: int = 64,
+    seed: int = 0,
+    schedule: str = "cosine",
+    label_smoothing: float = 0.0,
+    device: str = "auto",
+    progress: Callable[[Progress], None] | None = None,
+) -> FitResult:
+    """Train ``model`` in place on the ``train`` split and return its best checkpoint on ``validation``.
+
+    Best is the best metric of the data set, then the lowest validation loss, then the earliest epoch. On the CPU the
+    same model and arguments give the same weights, bit for bit, whatever the global random state. The model is left
+    on the CPU, in eval mode, with the best weights, not the last ones. An incomplete last batch of an epoch is
+    dropped. Raises QDeployError for a wrong name, a device that is not here, a task without a loss, or a loss that
+    is not finite.
+    """
+    if epochs < 1 or batch_size < 1:
+        raise QDeployError(f"Cannot train {epochs} epochs with batches of {batch_size}.", "Both are 1 or more.")
+    report = progress or (lambda _: None)
+    loss_function = _loss_function(dataset.task, label_smoothing)
+    metric = plugins.load("metric", dataset.metric)()
+    train, validation = _tensors(dataset, "train"), _tensors(dataset, "validation")
+    batches = max(len(train[0]) // batch_size, 1)
+    rate = _schedule(schedule, lr, epochs * batches)
+    order = torch.Generator().manual_seed(seed)
+    fabric = _fabric(device)
+    wrapped, stepper = fabric.setup(model, _optimizer(optimizer, model, lr, weight_decay))
+    history: list[dict[str, float]] = []
+    best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
+
+    with _seeded(seed):
+        for epoch in range(1, epochs + 1):
+            losses = []
+            for batch, rows in enumerate(_batches(len(train[0]), batch_size, order), start=1):
+                _set_lr(stepper, rate((epoch - 1) * batches + batch - 1))
+                losses.append(_step(fabric, wrapped, stepper, loss_function, (train[0][rows], train[1][rows])))
+                _require_finite(losses[-1], f"The training loss in epoch {epoch}, batch {batch}")
+                if batch < batches:
+                    report(Progress(epoch, epochs, batch, batches, losses[-1]))
+            measured_loss, measured = _validate(fabric, wrapped, loss_function, metric, validation)
+            _require_finite(measured_loss, f"The validation loss of epoch {epoch}")
+            history.append(
+                {
+                    "epoch": epoch,
+                    "lr": stepper.param_groups[0]["lr"],
+                    "train_loss": sum(losses) / batches,
+                    "validation_loss": measured_loss,
+                    "validation_metric": measured,
+                }
+            )
+            rank = (measured if metric.higher_is_better else -measured, -measured_loss)
+            if best is None or rank > best[0]:
+                best = rank, epoch, _snapshot(model)
+            report(Progress(epoch, epochs, batches, batches, losses[-1], history[-1]))
+    assert best is not None
+    _, epoch, state_dict = best
+    model.cpu().eval().load_state_dict(state_dict)
+    return FitResult(state_dict, epoch, metric.name, history)
+
+
+def _step(
+    fabric: Any, model: nn.Module, optimizer: Any, loss_function: Callable[..., Tensor], batch: tuple[Tensor, Tensor]
+) -> float:
+    """One step of the optimizer on ``batch`` (inputs, targets); returns the loss before it."""
+    model.train()
+    inputs, targets = fabric.to_device(batch)
+    loss = loss_function(model(inputs), targets)
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def _validate(
+    fabric: Any, model: nn.Module, loss_function: Callable[..., Tensor], metric: Any, data: tuple[Tensor, Tensor]
+) -> tuple[float, float]:
+    """The mean loss and the metric over ``data`` (inputs, targets), in eval mode."""
+    model.eval()
+    inputs, targets = data
+    outputs = torch.cat([model(fabric.to_device(part)).cpu() for part in inputs.split(VALIDATION_BATCH)])
+    rows = metric.prepare(outputs.numpy(), targets.numpy())
+    return loss_function(outputs, targets).item(), metric.value(rows)
+
+
+def _tensors(dataset: Data, split: str) -> tuple[Tensor, Tensor]:
+    raw, targets = dataset.split(split)
+    return torch.from_numpy(preprocess(raw, dataset.preprocessing)), torch.from_numpy(targets)
+
+
+def _batches(samples: int, batch_size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Row indices of an epoch's batches, in a new random order. At least one batch, otherwise only full ones."""
+    rows = torch.randperm(samples, generator=order)
+    for batch in range(max(samples // batch_size, 1)):
+        yield rows[batch * batch_size : (batch + 1) * batch_size]
+
+
+def _loss_function(task: str, label_smoothing: float) -> Callable[..., Tensor]:
+    if task not in LOSSES:
+        raise QDeployError(f"Training knows no loss for the task {task!r}.", nearest(task, LOSSES))
+    return functools.partial(LOSSES[task], label_smoothing=label_smoothing)
+
+
+def _optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """The optimizer over all parameters. Biases and batch norm's parameters are not decayed."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    raise QDeployError(f"There is no optimizer named {name!r}.", nearest(name, get_args(choices.Optimizer)))
+
+
+def _schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
+    """The learning rate of a step, 0 to ``steps`` - 1."""
+    if name == "constant":
+        return lambda _: lr
+    if name == "cosine":
+        return lambda step: lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    raise QDeployError(f"There is no schedule named {name!r}.", nearest(name, get_args(choices.Schedule)))
+
+
+def _set_lr(optimizer: Any, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def device_kind(device: str) -> str:
+    """The kind of device that ``device`` ("auto" among others) means on this machine: "cpu", "cuda" or "mps"."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _fabric(device: str) -> Any:
+    """Fabric on one ``device``, without its banners."""
+    available = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device not in available:
+        raise QDeployError(f"There is no device named {device!r}.", nearest(device, available))
+    if not available[device]:
+        usable = ", ".join(name for name, usable in available.items() if usable)
+        raise QDeployError(
+            f"PyTorch finds no {device} device on this machine.", f"Set train.device to one of {usable}."
+        )
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Inside an interactive Slurm job Fabric asks whether srun was forgotten; one process is what we want.
+            warnings.filterwarnings("ignore", message=r"The `srun` command is available")
+            return lightning_fabric.Fabric(accelerator=device, devices=1)
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generators, which dropout draws from, and put them back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _require_finite(loss: float, what: str) -> None:
+    if not math.isfinite(loss):
+        raise QDeployError(f"{what} is {loss}.", "Lower train.lr, and check the data for values that are not finite.")
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict: what ``state_dict()`` returns keeps changing with the model."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
