@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +56,7 @@ def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool
     """
     stages = plan(recipe, events)
     folders = execute(stages, out / "stages", on_start=events.stage)
-    shutil.copyfile(folders["train"] / "checkpoint.safetensors", out / "checkpoint.safetensors")
+    _publish(folders["train"] / "checkpoint.safetensors", out)
     results_file = out / "results.json"
     previous = records.load(Results, results_file) if results_file.is_file() else None
     results = merge.keep_latencies(_results(recipe, folders, out), previous)
@@ -224,6 +223,13 @@ def _bundle(
     )  # fmt: skip
 
 
+def _publish(path: Path, out: Path) -> None:
+    """Copy a stage's file beside results.json, unless it is there already."""
+    target = out / path.name
+    if not target.is_file() or sha256(target) != sha256(path):
+        write_atomic(target, path.read_bytes())
+
+
 def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
     """Publish the bundles beside results.json and gather what was measured."""
     sizes = {name: (folders[f"{name}/model"] / "model.onnx").stat().st_size for name in recipe.variants}
@@ -231,7 +237,7 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
     for name, variant in recipe.variants.items():
         proof = json.loads((folders[f"{name}/verify"] / "proof.json").read_text())
         bundle = f"{name}.qdeploy.zip"
-        write_atomic(out / bundle, (folders[f"{name}/bundle"] / bundle).read_bytes())
+        _publish(folders[f"{name}/bundle"] / bundle, out)
         variants.append(Variant(
             name=name, method=variant.method, metric=records.from_json(Metric, proof["metric"]),
             delta=records.from_json(Interval, proof["delta"]) if proof["delta"] else None,

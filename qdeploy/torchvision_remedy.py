@@ -4,7 +4,7 @@ On Linux x86-64 the torchvision of the package registry is linked against CUDA. 
 extension does not load, and ``import torchvision`` then fails with "operator torchvision::nms does not exist",
 because its Python code registers fake implementations of two operators that the extension should have defined.
 Models, transforms and data sets need neither operator: declaring the two schemas is enough. Every import of
-torchvision in qdeploy goes through ``import_torchvision``; where the extension loads, it changes nothing.
+torchvision in qdeploy goes through here; where the extension loads, nothing is changed.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ def import_torchvision(submodule: str = "") -> ModuleType:
     Raises QDeployError where torch or torchvision is not installed.
     """
     for package in ("torch", "torchvision"):
-        if package not in sys.modules and importlib.util.find_spec(package) is None:
+        if not _installed(package):
             hint = 'Install what building needs: pip install "qdeploy[build]".'
             raise QDeployError(f"{package} is not installed.", hint)
-    if "torchvision" not in sys.modules:
-        _declare_missing_operators()
+    make_importable()
     return importlib.import_module(f"torchvision.{submodule}" if submodule else "torchvision")
 
 
-def _declare_missing_operators() -> None:
+def make_importable() -> None:
+    """See to it that a later ``import torchvision`` works, in whatever module it stands. Imports torch only."""
+    if "torchvision" in sys.modules or not _installed("torchvision"):
+        return
     import torch
 
     spec = importlib.util.find_spec("torchvision")
@@ -52,6 +54,10 @@ def _declare_missing_operators() -> None:
     for schema in SCHEMAS:
         library.define(schema)
     _declared.append(library)
+
+
+def _installed(package: str) -> bool:
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def _extension_loads(folder: Path) -> bool:

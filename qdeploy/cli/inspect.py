@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from qdeploy.core.records import Layer
 
 
 def command(
@@ -48,12 +45,6 @@ def command(
     for key, value in about.items():
         console.print(f"{key + ':':<12}{value}", highlight=False, markup=False)
     console.print(layers_table(layers))
-    console.print(_summary(found.integer_mac_share, layers), highlight=False, markup=False)
-
-
-def _summary(share: float, layers: tuple[Layer, ...]) -> str:
-    total = sum(layer.macs for layer in layers)
-    return f"{share:.2%} of {total:,} multiply-accumulates a sample run in integer kernels on this machine."
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, str]]:

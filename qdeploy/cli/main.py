@@ -15,7 +15,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from qdeploy import __version__
-from qdeploy.cli import bench, build, doctor, inspect, list, verify
+from qdeploy.cli import bench, build, doctor, inspect, verify
+from qdeploy.cli import list as list_
 from qdeploy.core.errors import QDeployError
 
 
@@ -47,7 +48,7 @@ app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
 app.command("verify")(verify.command)
 app.command("doctor")(doctor.command)
-app.command("list")(list.command)
+app.command("list")(list_.command)
 
 
 def _print_version(asked: bool) -> None:

@@ -58,10 +58,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """``state_dict`` is that of ``epoch`` (from 1), the best on validation, on the CPU; ``history`` has a line an epoch.
+    """``state_dict`` is that of ``epoch`` (from 1), the best on validation, on the CPU.
 
-    A line has the keys epoch, lr (of its last batch), train_loss, validation_loss and validation_metric.
-    ``metric`` names the last.
+    ``history`` has a line an epoch, with the keys epoch, lr (of its last batch), train_loss, validation_loss
+    and validation_metric; ``metric`` names the last.
     """
 
     state_dict: dict[str, Tensor]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.core.plugins import import_file, is_path
-from qdeploy.torchvision_remedy import import_torchvision
+from qdeploy.torchvision_remedy import make_importable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ def split_factory(factory: str) -> tuple[str, str]:
 
 
 def find_file(path: str, base: Path | None = None) -> Path:
-    """``path`` relative to the working directory or, failing that, to ``base``. Raises QDeployError where neither is."""
+    """``path`` relative to the working directory, else to ``base``. Raises QDeployError where there is no file."""
     places = [Path(path).expanduser()]
     if base is not None:
         places.append(base / path)
@@ -41,12 +41,13 @@ def find_file(path: str, base: Path | None = None) -> Path:
 
 
 def _looked_in(places: list[Path]) -> str:
-    return "Looked for " + " and ".join(str(place.absolute()) for place in places) + "."
+    return "Looked for " + " and ".join(dict.fromkeys(str(place.absolute()) for place in places)) + "."
 
 
 def find_factory(factory: str, base: Path | None = None) -> Callable[..., Any]:
     """The callable that ``factory`` refers to; its module is imported. A wrong name suggests the nearest ones."""
     place, name = split_factory(factory)
+    make_importable()  # the module may import torchvision
     module = import_file(find_file(place, base)) if is_path(place) else _import_module(place, factory)
     found = getattr(module, name, None)
     if found is None:
@@ -133,8 +134,6 @@ def _package(module: str, factory: str) -> ModuleSpec:
 
 def _import_module(name: str, factory: str) -> Any:
     _package(name, factory)
-    if name.partition(".")[0] == "torchvision":
-        import_torchvision()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,0 +1,150 @@
+"""From a recipe file to a checked Recipe, or one error that says everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from qdeploy import runner
+from qdeploy.core import plugins
+from qdeploy.core.errors import QDeployError, nearest
+from qdeploy.recipe import grid, text
+from qdeploy.recipe.overrides import apply
+from qdeploy.recipe.problems import Problem, problems_of, raise_problems
+from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, VariantRecipe
+from qdeploy.recipe.signature import check_arguments
+from qdeploy.train.reference import find_factory, find_file
+
+
+def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Recipe:
+    """The recipe at ``path``, checked as a whole before any work starts.
+
+    ``overrides`` are "a.b=c" with YAML values, ``only`` names the variants to keep; float32 is always kept, because
+    the others are compared with it. Raises one QDeployError with file, line, key and the nearest valid name.
+    """
+    _require_file(path)
+    data, origins = text.read(path)
+    apply(data, origins, overrides)
+    base = path.absolute().parent.parent
+    problems = grid.expand(data, origins)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(data, context={"base": base})
+    except ValidationError as error:
+        problems += problems_of(error, Recipe)
+    raise_problems(path, problems, origins)
+    assert recipe is not None
+    recipe, problems = _look_outside(recipe, base)
+    raise_problems(path, problems, origins)
+    recipe = recipe.model_copy(update={"variants": _chosen(recipe, only)})
+    recipe._base = base
+    return recipe
+
+
+def _require_file(path: Path) -> None:
+    if path.is_file():
+        return
+    folder = path if path.is_dir() else path.parent
+    beside = [str(found) for pattern in ("*.yaml", "*.yml") for found in folder.glob(pattern)]
+    hint = nearest(str(path), beside) if beside else "Recipes are YAML files; `qdeploy list recipes` shows some."
+    raise QDeployError(f"There is no recipe file {path}.", hint)
+
+
+def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
+    """Check what the model's and the data set's own code says, and find the checkpoint. Reads no data."""
+    problems: list[Problem] = []
+    model = _check_model(recipe.model, base, problems)
+    dataset = _make_dataset(recipe.data, problems)
+    variants = _with_baseline(recipe.variants, problems)
+    if dataset is not None:
+        _check_input(recipe, dataset, problems)
+        variants = {name: _with_samples(name, v, dataset, problems) for name, v in variants.items()}
+    return recipe.model_copy(update={"model": model, "variants": variants}), problems
+
+
+def _check_model(model: ModelRecipe, base: Path, problems: list[Problem]) -> ModelRecipe:
+    try:
+        factory = find_factory(model.factory, base)
+    except QDeployError as error:
+        problems.append(_problem(("model", "factory"), error))
+    else:
+        problems += check_arguments(factory, model.arguments, ("model",), also=("checkpoint",))
+    if model.checkpoint is None:
+        return model
+    try:
+        return model.model_copy(update={"checkpoint": find_file(str(model.checkpoint), base)})
+    except QDeployError as error:
+        problems.append(_problem(("model", "checkpoint"), error))
+    return model
+
+
+def _make_dataset(data: DataRecipe, problems: list[Problem]) -> Any | None:
+    try:
+        make = plugins.load("dataset", data.name)
+    except QDeployError as error:
+        problems.append(_problem(("data", "name"), error))
+        return None
+    found = check_arguments(make, data.options, ("data",), also=("name",))
+    root = data.options.get("root")
+    if isinstance(root, str) and not Path(root).expanduser().is_dir() and data.options.get("download") is False:
+        hint = "Give the folder that holds the data, or set data.download to true."
+        found.append(Problem(("data", "root"), f"there is no folder {root}", hint))
+    problems += found
+    if found:
+        return None
+    try:
+        return make(**data.options)
+    except QDeployError as error:
+        problems.append(_problem(("data",), error))
+        return None
+
+
+def _with_baseline(variants: dict[str, VariantRecipe], problems: list[Problem]) -> dict[str, VariantRecipe]:
+    """The variants, with a float32 one named fp32 in front where the recipe has none."""
+    if any(variant.method == "float32" for variant in variants.values()):
+        return variants
+    if "fp32" in variants:
+        hint = "Rename it, or add a variant that is float32: NAME: {}."
+        problems.append(Problem(("variants", "fp32"), "the float32 baseline is to get this name", hint))
+    return {"fp32": VariantRecipe(), **variants}
+
+
+def _check_input(recipe: Recipe, dataset: Any, problems: list[Problem]) -> None:
+    if recipe.input is None:
+        return
+    raw = np.zeros((1, *dataset.raw_shape), dtype=dataset.raw_dtype)
+    made = runner.preprocess(raw, dataset.preprocessing).shape[1:]
+    if made != recipe.input.shape:
+        message = f"data set {recipe.data.name} makes inputs of shape {list(made)}, not {list(recipe.input.shape)}"
+        problems.append(Problem(("input", "shape"), message, "Change it, or remove it: it is only a check."))
+
+
+def _with_samples(name: str, variant: VariantRecipe, dataset: Any, problems: list[Problem]) -> VariantRecipe:
+    """The variant with its number of calibration samples written out."""
+    drawn, asked = dataset.calibration, variant.calibration.samples
+    if asked is not None and asked > drawn:
+        message = f"it asks for {asked} samples, but data.calibration draws {drawn}"
+        problems.append(
+            Problem(("variants", name, "calibration", "samples"), message, f"Set data.calibration: {asked}.")
+        )
+    calibration = variant.calibration.model_copy(update={"samples": asked or drawn})
+    return variant.model_copy(update={"calibration": calibration})
+
+
+def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, VariantRecipe]:
+    for name in only:
+        if name not in recipe.variants:
+            raise QDeployError(
+                f"--only {name}: recipe {recipe.name} has no such variant.", nearest(name, recipe.variants)
+            )
+    if not only:
+        return recipe.variants
+    return {name: v for name, v in recipe.variants.items() if name in only or v.method == "float32"}
+
+
+def _problem(at: tuple[str, ...], error: QDeployError) -> Problem:
+    return Problem(at, error.message.rstrip("."), error.hint)
