@@ -21,7 +21,7 @@ def expand(data: dict[str, Any], origins: Origins) -> list[Problem]:
     if "grid" not in data:
         return []
     grid = data.pop("grid")
-    if grid is None:
+    if grid is None or grid == {}:
         return []
     if not isinstance(grid, dict):
         return [Problem(("grid",), f"expected keys and values, found {grid!r}", "Write grid: {weights.bits: [8, 4]}.")]

@@ -49,7 +49,7 @@ def _require_file(path: Path) -> None:
     if path.is_file():
         return
     folder = path if path.is_dir() else path.parent
-    beside = [str(found) for pattern in ("*.yaml", "*.yml") for found in folder.glob(pattern)]
+    beside = [str(found) for pattern in ("[!.]*.yaml", "[!.]*.yml") for found in folder.glob(pattern)]
     hint = nearest(str(path), beside) if beside else "Recipes are YAML files; `qdeploy list recipes` shows some."
     raise QDeployError(f"There is no recipe file {path}.", hint)
 

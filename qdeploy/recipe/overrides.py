@@ -36,6 +36,7 @@ def _set(data: dict[str, Any], origins: Origins, parts: list[str], new: Any, sai
         inner = here.get(name)
         if inner is None:  # "train: null", or a section that the file leaves out
             inner = here[name] = {}
+            origins.setdefault(at, said)
         if not isinstance(inner, dict):
             raise QDeployError(
                 f"{said}: {'.'.join(at)} is {inner!r} and has no keys.", f"Write --set {'.'.join(at)}=VALUE."

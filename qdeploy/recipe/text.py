@@ -93,9 +93,9 @@ class _Reader:
             raise self._error(node, "an alias refers to what contains it", "Write the values out.")
         self.open.append(node)
         try:
-            if isinstance(node, yaml.MappingNode):
+            if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
                 return self._mapping(node, at)
-            if isinstance(node, yaml.SequenceNode):
+            if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
                 return [self._plain(item, (*at, str(i))) for i, item in enumerate(node.value)]
             return self._scalar(node)
         finally:
@@ -130,7 +130,7 @@ class _Reader:
     def _scalar(self, node: yaml.Node) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         convert = _SCALARS.get(kind)
-        if convert is None:
+        if convert is None or not isinstance(node, yaml.ScalarNode):
             raise self._error(node, f"the tag {node.tag} is not plain data", "Leave the tag out.")
         try:
             return convert(text)

@@ -1,0 +1,97 @@
+"""Results pages: run a recipe from nothing, keep its results as JSON, and make the pages from that JSON.
+
+    python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--only-page]
+
+Builds the recipe into an empty folder, times the build, times the bundles, and writes docs/results/NAME.json. Then
+every docs/results/*.md and the table in README.md are made from the JSON files: no number is typed by hand, and
+tests/test_results_pages.py fails if a page and its JSON differ. ``--only-page`` makes the pages and runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from qdeploy.core import records
+from qdeploy.core.files import write_atomic, write_json
+from qdeploy.core.records import Results
+from qdeploy.reports.terminal import results_markdown
+from qdeploy.reports.verdict import verdict
+from qdeploy.reports.words import environment_line
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "results"
+TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Run what the command line asks for, then make every page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--only-page", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.only_page:
+        if arguments.recipe is None:
+            parser.error("name a recipe, or give --only-page")
+        run(arguments.recipe, arguments.threads)
+    for path, content in pages().items():
+        write_atomic(path, content)
+
+
+def run(recipe: str, threads: str) -> None:
+    """Build and bench a recipe in an empty folder and keep what was measured."""
+    build, bench = f"qdeploy build {recipe} --no-bench", f"qdeploy bench runs/NAME --threads {threads} --seconds 5"
+    with tempfile.TemporaryDirectory() as folder:
+        out, python = Path(folder) / "run", [sys.executable, "-m", "qdeploy"]
+        started = time.monotonic()
+        subprocess.run([*python, "build", recipe, "--no-bench", "--out", str(out)], check=True)
+        seconds = time.monotonic() - started
+        subprocess.run([*python, "bench", str(out), "--threads", threads, "--seconds", "5"], check=True)
+        results = json.loads((out / "results.json").read_text())
+    commands = [build, bench.replace("NAME", results["name"])]
+    write_json(
+        PAGES / f"{Path(recipe).stem}.json", {"commands": commands, "build_seconds": seconds, "results": results}
+    )
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page, and README.md, as they must be for the JSON files that are there."""
+    found = {}
+    for path in sorted(PAGES.glob("*.json")):
+        data = json.loads(path.read_text())
+        if "results" in data:
+            found[path.with_suffix(".md")] = page(data)
+    readme = ROOT / "README.md"
+    found[readme] = TABLE.sub(lambda match: match[1] + table(match[2]) + match[3], readme.read_text(encoding="utf-8"))
+    return found
+
+
+def page(data: dict[str, Any]) -> str:
+    """A results page: verdict, table, commands, build time, machine."""
+    results = records.from_json(Results, data["results"])
+    assert results.environment is not None
+    return "\n".join([
+        f"# {results.name}", "", f"{verdict(results)}", "", results_markdown(results),
+        "```sh", *data["commands"], "```", "",
+        f"The build took {data['build_seconds']:.0f} s. Machine: {environment_line(results.environment)}.",
+        f"Made from {results.created_by}'s results by `python benchmarks/publish.py`.", "",
+    ])  # fmt: skip
+
+
+def table(name: str) -> str:
+    """The table of one results file, with its machine."""
+    results = records.from_json(Results, json.loads((PAGES / f"{name}.json").read_text())["results"])
+    assert results.environment is not None
+    return f"{results_markdown(results)}\nMachine: {environment_line(results.environment)}.\n"
+
+
+if __name__ == "__main__":
+    main()
