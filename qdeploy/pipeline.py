@@ -31,12 +31,12 @@ from qdeploy.recipe.schema import Recipe, VariantRecipe
 from qdeploy.reports import html
 from qdeploy.train import checkpoint
 from qdeploy.train.fit import device_kind, fit
-from qdeploy.train.reference import find_file, load_model, split_factory
+from qdeploy.train.reference import find_file, load_model, source_files
 from qdeploy.verify.artifact import signature
 from qdeploy.verify.evaluate import agreement, difference
 from qdeploy.verify.prove import layer_records, prove
 
-LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+LIBRARIES = ("torch", "torchvision", "lightning-fabric", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,7 @@ def _source(kind: str, name: str) -> str:
 
 def _train_stage(recipe: Recipe, dataset: Any, versions: dict[str, str], events: Events) -> Stage:
     """Training, or reading a checkpoint of the user's: both leave checkpoint.safetensors."""
-    place, _ = split_factory(recipe.model.factory)
-    code = sources.file_digest(find_file(place, recipe.base)) if plugins.is_path(place) else place
+    code = [sources.file_digest(path) for path in source_files(recipe.model.factory, recipe.base)]
     data = [recipe.data.name, _source("dataset", recipe.data.name), dataset.fingerprint()]
     common = [recipe.model.dump(), code, data, versions]
     if recipe.model.checkpoint is not None:
@@ -155,6 +154,7 @@ def _model(recipe: Recipe, variant: VariantRecipe, dataset: Any, folder: Path, i
             model, example, artifact.batches_of(samples, variant.calibration.batch),
             weight_bits=variant.weights.bits, weight_observer=variant.weights.observer,
             activation_bits=variant.activations.bits, activation_observer=variant.activations.observer,
+            observer_options=variant.activations.options,
             rounding=variant.rounding,
         )  # fmt: skip
     write_atomic(folder / "model.onnx", made.model)

@@ -22,9 +22,9 @@ from qdeploy.recipe.load import load
 ROOT = Path(__file__).parents[1]
 RECIPE = """
 name: small
-model: {factory: "models/simple_cnn.py:SimpleCNN", channels: 8}
+model: {factory: "models/simple_cnn.py:SimpleCNN", channels: 16}
 data: {name: %s, calibration: 64}
-train: {epochs: 2, lr: 0.004}
+train: {epochs: 4, lr: 0.004}
 variants:
   fp32: {}
   ptq-int8: {method: ptq, activations: {observer: mse}}

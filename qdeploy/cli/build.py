@@ -48,12 +48,14 @@ def command(
     from qdeploy.core.extras import require_build
 
     require_build()
-    from qdeploy import pipeline
     from qdeploy.recipe.load import load
+
+    loaded = load(recipe, overrides=sets or (), only=only or ())
+    # Only now what takes seconds to import: a wrong recipe is answered at once.
+    from qdeploy import pipeline
     from qdeploy.reports.terminal import results_table
     from qdeploy.reports.verdict import verdict
 
-    loaded = load(recipe, overrides=sets or (), only=only or ())
     folder = out or Path("runs") / loaded.name
     console = Console()
     if plan:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from zipfile import BadZipFile
 
 from qdeploy.core.errors import QDeployError
 
@@ -38,7 +39,7 @@ def ensure_files(name: str, files: Sequence[Path], allowed: bool, fetch: Callabl
         with contextlib.redirect_stdout(sys.stderr):
             fetch()
     except (RuntimeError, URLError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise QDeployError(f"Data set {name} could not be downloaded: {reason}\n{_listed(files)}", HINT) from error
     if _missing(files):
         raise QDeployError(f"Data set {name} is incomplete after the download: {_listed(files)}", HINT)
@@ -49,7 +50,7 @@ def reading(name: str, folder: Path) -> Iterator[None]:
     """Turn what torchvision and numpy raise on damaged files into one QDeployError that says which folder."""
     try:
         yield
-    except (AssertionError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, BadZipFile, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise QDeployError(
             f"The files of data set {name} in {folder} cannot be read: {type(error).__name__}: {error}",
             "They are damaged or of another data set. Delete them and download them again, or set data.root.",

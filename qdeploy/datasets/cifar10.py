@@ -69,7 +69,8 @@ class Dataset(ArrayDataset):
     def _open(self, train: bool) -> tuple[Raw, Targets]:
         if self._archive.is_file():
             part = "train" if train else "test"
-            with reading(self.name, self._archive.parent), np.load(self._archive, allow_pickle=False) as arrays:
+            with reading(self.name, self._archive.parent), self._archive.open("rb") as file:
+                arrays = np.load(file, allow_pickle=False)  # only the arrays that are asked for are read
                 return arrays[f"x_{part}"], arrays[f"y_{part}"].astype(np.int64)
         self._ensure()
         root = data_root(self.root)

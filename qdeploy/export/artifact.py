@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,7 @@ def quantized(
     weight_observer: str = "minmax",
     activation_bits: int = 8,
     activation_observer: str = "minmax",
+    observer_options: Mapping[str, Any] | None = None,
     rounding: str = "nearest",
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -70,8 +71,8 @@ def quantized(
     placement = place(graph, weight=scheme.weight(weight_bits), activation=scheme.activation(activation_bits))
     floats = {layer.name: tensor_at(graph, ptq.weight_of(layer)).detach().numpy() for layer in placement.layers}
     ptq.quantize(
-        graph, placement, batches, observer=activation_observer, weight_observer=weight_observer, rounding=rounding,
-        seed=seed, progress=progress,
+        graph, placement, batches, observer=activation_observer, observer_options=observer_options,
+        weight_observer=weight_observer, rounding=rounding, seed=seed, progress=progress,
     )  # fmt: skip
     return Artifact(
         to_onnx(graph, example),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +24,14 @@ def quantize(
     batches: Iterable[Tensor | tuple[Tensor, ...]],
     *,
     observer: str = "minmax",
+    observer_options: Mapping[str, Any] | None = None,
     weight_observer: str = "minmax",
     rounding: str = "nearest",
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Calibrate on ``batches`` (model inputs, float32), round the weights and convert the graph, in place."""
-    calibrate(graph_module, placement, batches, observer=observer)
+    calibrate(graph_module, placement, batches, observer=observer, **(observer_options or {}))
     round_weights(
         graph_module, placement, weight_observer=weight_observer, rounding=rounding, seed=seed, progress=progress
     )
@@ -38,12 +40,16 @@ def quantize(
 
 @torch.no_grad()
 def calibrate(
-    graph_module: fx.GraphModule, placement: Placement, batches: Iterable[Tensor | tuple[Tensor, ...]], *, observer: str
-) -> None:
-    """Run the float graph over ``batches`` with every activation quantizer watching, then freeze the ranges."""
+    graph_module: fx.GraphModule, placement: Placement, batches: Iterable[Tensor | tuple[Tensor, ...]], *,
+    observer: str, **options: Any,
+) -> None:  # fmt: skip
+    """Run the float graph over ``batches`` with every activation quantizer watching, then freeze the ranges.
+
+    ``options`` are the observer's own.
+    """
     make = plugins.load("observer", observer)
     for quantizer in placement.activations.values():
-        quantizer.watch(make(quantizer.scheme))
+        quantizer.watch(make(quantizer.scheme, **options))
     for batch in batches:
         graph_module(*(batch if isinstance(batch, tuple) else (batch,)))
     for quantizer in placement.activations.values():

@@ -19,6 +19,9 @@ from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, VariantRecipe
 from qdeploy.recipe.signature import check_arguments
 from qdeploy.train.reference import find_factory, find_file
 
+# Keyword arguments of qdeploy.train.reference.load_model, which a model cannot have as well.
+RESERVED = {"base", "seed"}
+
 
 def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Recipe:
     """The recipe at ``path``, checked as a whole before any work starts.
@@ -60,6 +63,8 @@ def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
     model = _check_model(recipe.model, base, problems)
     dataset = _make_dataset(recipe.data, problems)
     variants = _with_baseline(recipe.variants, problems)
+    for name, variant in variants.items():
+        problems += _check_observer(name, variant)
     if dataset is not None:
         _check_input(recipe, dataset, problems)
         variants = {name: _with_samples(name, v, dataset, problems) for name, v in variants.items()}
@@ -67,6 +72,9 @@ def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
 
 
 def _check_model(model: ModelRecipe, base: Path, problems: list[Problem]) -> ModelRecipe:
+    for name in RESERVED & set(model.arguments):
+        hint = "Wrap the factory in a function of your own that calls it something else."
+        problems.append(Problem(("model", name), "qdeploy itself uses this name", hint))
     try:
         factory = find_factory(model.factory, base)
     except QDeployError as error:
@@ -101,6 +109,16 @@ def _make_dataset(data: DataRecipe, problems: list[Problem]) -> Any | None:
     except QDeployError as error:
         problems.append(_problem(("data",), error))
         return None
+
+
+def _check_observer(name: str, variant: VariantRecipe) -> list[Problem]:
+    """The observer's own options. Its module is imported only if there are any."""
+    activations = variant.activations
+    if not activations.options:
+        return []
+    make = plugins.load("observer", activations.observer)
+    at = ("variants", name, "activations")
+    return check_arguments(make, {"scheme": None, **activations.options}, at, also=("bits", "observer"))
 
 
 def _with_baseline(variants: dict[str, VariantRecipe], problems: list[Problem]) -> dict[str, VariantRecipe]:

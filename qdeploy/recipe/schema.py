@@ -140,10 +140,17 @@ class WeightsRecipe(Strict):
 
 
 class ActivationsRecipe(Strict):
-    """How activations are quantized: unsigned, one scale and zero point a tensor."""
+    """How activations are quantized: unsigned, one scale and zero point a tensor. Further keys are the observer's."""
+
+    model_config = ConfigDict(extra="allow")
 
     bits: Annotated[int, AfterValidator(_eight_bits)] = 8
     observer: ObserverName = "minmax"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The observer's keyword arguments."""
+        return dict(self.model_extra or {})
 
 
 class CalibrationRecipe(Strict):

@@ -92,8 +92,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise QDeployError(
-            f"{path} cannot be read as a checkpoint of weights: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as a checkpoint of weights: {reason}",
             "Save the state dict alone: torch.save(model.state_dict(), PATH). A pickled model is never loaded.",
         ) from error
     for wrapper in WRAPPERS:

@@ -118,15 +118,8 @@ def fit(
                     report(Progress(epoch, epochs, batch, batches, losses[-1]))
             measured_loss, measured = _validate(fabric, wrapped, loss_function, metric, validation)
             _require_finite(measured_loss, f"The validation loss of epoch {epoch}")
-            history.append(
-                {
-                    "epoch": epoch,
-                    "lr": stepper.param_groups[0]["lr"],
-                    "train_loss": sum(losses) / batches,
-                    "validation_loss": measured_loss,
-                    "validation_metric": measured,
-                }
-            )
+            line = {"epoch": epoch, "lr": stepper.param_groups[0]["lr"], "train_loss": sum(losses) / batches}
+            history.append({**line, "validation_loss": measured_loss, "validation_metric": measured})
             rank = (measured if metric.higher_is_better else -measured, -measured_loss)
             if best is None or rank > best[0]:
                 best = rank, epoch, _snapshot(model)

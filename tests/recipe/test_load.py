@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdeploy.core.errors import QDeployError
+from qdeploy.recipe.load import load
+
+GOOD = """\
+name: mine
+model: {factory: "models/net.py:net", width: 8}
+data: {name: digits, calibration: 100}
+train:
+  epochs: 3
+  lr: 1e-3
+variants:
+  base: {}
+  int8:
+    method: ptq
+    weights: {observer: mse}
+  int4:
+    method: ptq
+    weights: {bits: 4}
+    calibration: {samples: 50}
+bench: {threads: [1, 2], batch: 4, seconds: 1}
+"""
+
+
+def changed(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def test_what_is_written_is_what_is_read(read, project: Path):
+    recipe = read(GOOD)
+    assert (recipe.name, recipe.baseline, list(recipe.variants)) == ("mine", "base", ["base", "int8", "int4"])
+    assert recipe.model.arguments == {"width": 8}
+    assert recipe.model.dump() == {"factory": "models/net.py:net", "arguments": {"width": 8}}
+    assert (recipe.data.name, recipe.data.options) == ("digits", {"calibration": 100})
+    assert recipe.base == project
+    int4 = recipe.variants["int4"]
+    assert (int4.weights.bits, int4.weights.observer, int4.rounding) == (4, "minmax", "nearest")
+    assert (recipe.bench.threads, recipe.bench.batch, recipe.bench.seconds) == ((1, 2), (4,), 1.0)
+
+
+def test_train_is_what_fit_takes(read):
+    import inspect
+
+    from qdeploy.train.fit import fit
+
+    options = read(GOOD).train.dump()
+    assert options["lr"] == 0.001
+    assert set(options) == set(inspect.signature(fit).parameters) - {"model", "dataset", "progress"}
+
+
+def test_calibration_samples_are_written_out(read):
+    variants = read(GOOD).variants
+    assert {name: v.calibration.samples for name, v in variants.items()} == {"base": 100, "int8": 100, "int4": 50}
+
+
+def test_what_a_bundle_says_of_its_quantization(read):
+    variants = read(GOOD).variants
+    assert variants["base"].describe() == {}
+    assert variants["int4"].describe() == {
+        "method": "ptq",
+        "weights": {"bits": 4, "observer": "minmax"},
+        "activations": {"bits": 8, "observer": "minmax"},
+        "rounding": "nearest",
+        "calibration": {"samples": 50},
+    }
+
+
+def test_what_a_key_hashes_does_not_depend_on_spelling(read):
+    short = read(GOOD).variants["int4"].dump()
+    long = read(changed("weights: {bits: 4}", "rounding: nearest\n    weights: {bits: 4, observer: minmax}"))
+    assert long.variants["int4"].dump() == short
+    assert read(GOOD).variants["base"].dump() == {"method": "float32"}
+
+
+def test_a_baseline_is_added_where_there_is_none(read):
+    recipe = read(changed("  base: {}\n", ""))
+    assert list(recipe.variants) == ["fp32", "int8", "int4"]
+    assert recipe.baseline == "fp32"
+    assert list(read(GOOD.split("variants")[0]).variants) == ["fp32"]
+
+
+def test_a_variant_with_nothing_behind_it_is_float32(read):
+    assert read(changed("base: {}", "base:")).baseline == "base"
+
+
+def test_a_checkpoint_takes_the_place_of_training(read, project: Path):
+    (project / "weights.pth").touch()
+    text = changed("width: 8", "checkpoint: weights.pth").replace("train:\n  epochs: 3\n  lr: 1e-3\n", "")
+    recipe = read(text)
+    assert recipe.train is None
+    assert recipe.model.checkpoint == Path("weights.pth")
+    assert "checkpoint" not in recipe.model.dump()["arguments"]
+
+
+def test_paths_are_also_found_from_the_recipe(project: Path, tmp_path_factory, monkeypatch: pytest.MonkeyPatch):
+    (project / "weights.pth").touch()
+    text = changed("width: 8", "checkpoint: weights.pth").replace("train:\n  epochs: 3\n  lr: 1e-3\n", "")
+    (project / "recipes" / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    recipe = load(project / "recipes" / "mine.yaml")
+    assert recipe.model.checkpoint == project / "weights.pth"
+    assert recipe.base == project
+
+
+def test_a_plugin_of_the_users_own(read, project: Path):
+    (project / "bands.py").write_text("from qdeploy.datasets.digits import Dataset")
+    assert read(changed("name: digits", "name: ./bands.py")).data.name == "bands.py"
+
+
+# (the changed part, the new part, what the error says): always with the file, the key, the line, and the nearest name.
+WRONG = [
+    ("width: 8", "widht: 8", ["model.widht (line 2): unknown key", "'width'"]),
+    ("width: 8", "seed: 8", ["model.seed (line 2): qdeploy itself uses this name"]),
+    ("width: 8", "width: eight", ["model.width (line 2): 'eight' should be a valid integer"]),
+    ("width: 8", "width: true", ["model.width (line 2): True should be a valid integer"]),
+    ("width: 8", "names: [a, 1]", ["model.names[1] (line 2): 1 should be a valid string"]),
+    ("models/net.py:net", "models/net.py:nett", ["model.factory (line 2): models/net.py defines no 'nett'", "'net'"]),
+    ("models/net.py:net", "models/nett.py:net", ["model.factory (line 2): There is no file", "'models/net.py'"]),
+    ("models/net.py:net", "net", ["model.factory (line 2): 'net' does not name a model", "models/vgg.py:vgg11"]),
+    ("name: digits", "name: digit", ["data.name (line 3): there is no dataset named 'digit'", "'digits'"]),
+    ("name: digits", "name: ./no.py", ["data.name (line 3): there is no file ./no.py"]),
+    ("calibration: 100", "calibratoin: 100", ["data.calibratoin (line 3): unknown key", "'calibration'"]),
+    ("calibration: 100", "calibration: 1.5", ["data.calibration (line 3): 1.5 should be a valid integer"]),
+    ("calibration: 100", "calibration: 0", ["data (line 3): data.calibration is 0"]),
+    ("calibration: 100", "validation: 1.5", ["data (line 3): data.validation is 1.5"]),
+    ("calibration: 100", "root: no/such, download: false", ["data.root (line 3): there is no folder no/such"]),
+    ("epochs: 3", "epochs: 0", ["train.epochs (line 5): 0 should be greater than or equal to 1"]),
+    ("epochs: 3", "epochs: 3.0", ["train.epochs (line 5): 3.0 should be a valid integer"]),
+    ("epochs: 3", "epoch: 3", ["train.epoch (line 5): unknown key", "'epochs'", "train.epochs (line 4): this key is"]),
+    ("epochs: 3", "epochs: 3\n  optimizer: adamx", ["train.optimizer (line 6): 'adamx'", "'adamw'"]),
+    ("epochs: 3", "epochs: 3\n  device: gpu", ["train.device (line 6): 'gpu' is not one of", "cpu"]),
+    ("epochs: 3", "epochs: 3\n  on: 1", ["train.on (line 6): unknown key"]),
+    ("lr: 1e-3", "lr: .nan", ["train.lr (line 6): nan should be a finite number"]),
+    ("lr: 1e-3", "lr: -1", ["train.lr (line 6): -1 should be greater than 0"]),
+    ("lr: 1e-3", "lr: '1e-3'", ["train.lr (line 6): '1e-3' should be a valid number"]),
+    ("  int8:\n    method: ptq", "  int8:\n    method: ptqq", ["variants.int8.method (line 10)", "'ptq'"]),
+    ("{observer: mse}", "{observer: msee}", ["int8.weights.observer (line 11): there is no observer", "'mse'"]),
+    ("{observer: mse}", "{bitz: 4}", ["variants.int8.weights.bitz (line 11): unknown key", "'bits'"]),
+    ("{observer: mse}", "{bits: 9}", ["variants.int8.weights.bits (line 11): 9 should be less than or equal to 8"]),
+    ("{observer: mse}", "{bits: 1}", ["variants.int8.weights.bits (line 11): 1 should be greater than or equal to 2"]),
+    ("{observer: mse}", "4", ["variants.int8.weights (line 11): expected keys and values, found 4"]),
+    ("weights: {observer: mse}", "activations: {bits: 4}", ["bits (line 11): activations have 8 bits, not 4"]),
+    ("weights: {observer: mse}", "rounding: nearst", ["variants.int8.rounding (line 11)", "'nearest'"]),
+    ("weights: {observer: mse}", "wieghts: {}", ["variants.int8.wieghts (line 11): unknown key", "'weights'"]),
+    ("samples: 50", "samples: 101", ["int4.calibration.samples (line 15): it asks for 101", "data.calibration: 101"]),
+    ("base: {}", "base: {weights: {bits: 4}}", ["variants.base (line 8): the float32 baseline takes", "ptq"]),
+    ("base: {}", "base: {}\n  other: {}", ["the variants base and other are float32"]),
+    ("base: {}", "fp32: {method: ptq}", ["variants.fp32 (line 8): the float32 baseline is to get this name"]),
+    ("base: {}", "../base: {}", ["variants.../base (line 8): '../base' cannot be the name of a file"]),
+    ("name: mine", "name: a/b", ["name (line 1): 'a/b' cannot be the name of a file"]),
+    ("name: mine", "nam: mine", ["nam (line 1): unknown key", "'name'", "name: this key is missing"]),
+    ("threads: [1, 2]", "threads: [1, 0]", ["bench.threads[1] (line 16): 0 should be greater than or equal to 1"]),
+    ("threads: [1, 2]", "threads: []", ["bench.threads (line 16): the list is empty"]),
+    ("seconds: 1", "seconds: 0", ["bench.seconds (line 16): 0 should be greater than 0"]),
+    ("bench:", "input: {shape: [1, 9, 8]}\nbench:", ["input.shape (line 16): data set digits makes", "[1, 8, 8]"]),
+    ("train:\n  epochs: 3\n  lr: 1e-3\n", "", ["neither train nor model.checkpoint"]),
+    ("width: 8", "checkpoint: a.pth", ["both train and model.checkpoint", "--set train=null"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "said"), WRONG, ids=[new.replace("\n", " ")[:40] for _, new, _ in WRONG])
+def test_what_is_wrong_is_one_error(refused, old, new, said):
+    error = refused(changed(old, new))
+    assert "recipes/mine.yaml" in error
+    for part in said:
+        assert part in error
+
+
+def test_a_missing_checkpoint_is_found_out_before_any_work(refused):
+    text = changed("width: 8", "checkpoint: wieghts.pth").replace("train:\n  epochs: 3\n  lr: 1e-3\n", "")
+    Path("weights.pth").touch()
+    error = refused(text)
+    assert "model.checkpoint (line 2): There is no file wieghts.pth" in error
+    assert "'weights.pth'" in error
+
+
+def test_everything_that_is_wrong_is_said_at_once(refused):
+    error = refused(
+        changed("epochs: 3", "epochs: x").replace("observer: mse", "observer: nope").replace("seconds: 1", "s: 1")
+    )
+    assert error.startswith("recipes/mine.yaml has 3 errors.")
+    for key in ("train.epochs (line 5)", "variants.int8.weights.observer (line 11)", "bench.s (line 16)"):
+        assert key in error
+
+
+def test_only_keeps_the_baseline(read):
+    assert list(read(GOOD, only=("int4",)).variants) == ["base", "int4"]
+    assert list(read(GOOD, only=("int4", "int8")).variants) == ["base", "int8", "int4"]
+    assert list(read(GOOD, only=("base",)).variants) == ["base"]
+
+
+def test_only_suggests_the_nearest(refused):
+    error = refused(GOOD, only=("itn4",))
+    assert "--only itn4" in error
+    assert "'int4'" in error
+
+
+def test_no_recipe_suggests_the_nearest(project: Path):
+    (project / "recipes" / "digits.yaml").touch()
+    with pytest.raises(QDeployError, match=r"no recipe file recipes/digit\.yaml") as error:
+        load(Path("recipes/digit.yaml"))
+    assert "recipes/digits.yaml" in error.value.hint
+    with pytest.raises(QDeployError, match="There is no recipe file"):
+        load(Path("nowhere/a.yaml"))
+
+
+def test_a_wrong_name_is_found_without_importing_torch(project: Path):
+    (project / "recipes" / "mine.yaml").write_text(changed("epochs: 3", "epochs: x"))
+    code = """
+import sys
+from pathlib import Path
+from qdeploy.core.errors import QDeployError
+from qdeploy.recipe.load import load
+try:
+    load(Path("recipes/mine.yaml"))
+except QDeployError:
+    sys.exit("torch" in sys.modules)
+sys.exit("no error")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10_resnet20"])
+def test_the_recipes_that_ship_are_valid(repository: Path, name: str, tmp_path: Path):
+    (tmp_path / "weights.th").touch()
+    changes = [f"model.checkpoint={tmp_path / 'weights.th'}"] if name == "cifar10_resnet20" else []
+    recipe = load(repository / "recipes" / f"{name}.yaml", changes)
+    assert recipe.description
+    assert any(variant.method == "ptq" for variant in recipe.variants.values())
