@@ -45,6 +45,7 @@ SCHEMA = "qdeploy.bundle/1"
 # Larger members are refused before a byte of them is read. protobuf itself cannot hold a model of more than 2 GiB.
 MEMBER_LIMITS = {"manifest.json": 16 << 20, "model.onnx": 2 << 30, "golden.npz": 512 << 20}
 OTHER_MEMBER_LIMIT = 16 << 20
+THREAD_LIMIT = 256  # or as many as there are cores
 # onnxruntime's exceptions have no base class of their own.
 ORT_ERRORS = tuple(e for e in vars(_ort_state).values() if isinstance(e, type) and issubclass(e, Exception))
 
@@ -362,7 +363,8 @@ def make_session(
     """
     allowed, reason = allowed_cores()
     threads = allowed if threads is None else threads
-    if threads < 1:
+    # onnxruntime would start any number of threads at once, and tens of thousands of them stop a whole machine.
+    if not 1 <= threads <= max(THREAD_LIMIT, os.cpu_count() or 1):
         raise RunnerError(f"A session cannot run with {threads} threads.", f"Use 1 to {allowed} ({reason}).")
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
