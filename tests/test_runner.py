@@ -165,6 +165,8 @@ def test_a_broken_model_and_no_threads_are_one_line_errors():
         runner.make_session(b"no model", 1)
     with pytest.raises(runner.RunnerError, match="0 threads"):
         runner.make_session(float_model(), 0)
+    with pytest.raises(runner.RunnerError, match="100000 threads"):
+        runner.make_session(float_model(), 100_000)
 
 
 # --------------------------------------------------------------------------------------------------- preprocessing

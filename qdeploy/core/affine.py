@@ -18,25 +18,34 @@ Codes = NDArray[Any]  # int8 or uint8
 Float32 = NDArray[np.float32]
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # below it float32 is subnormal, and kernels may flush it to zero
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def qparams(low: float, high: float, scheme: QScheme) -> tuple[np.float32, int]:
     """Scale and zero point that map the real range [low, high], widened to hold 0, onto the scheme's codes.
 
     Zero is always exactly representable (padding, ReLU), as in Jacob et al. 2018, eq. 1 and section 3. A range of
-    zero width gives scale 1: every value in it is then exact.
+    zero width gives scale 1: every value in it is then exact. The real value of every code is a finite float32.
+
+    QDeployError: limits that are NaN, in the wrong order, or beyond float32.
     """
-    if not (np.isfinite(low) and np.isfinite(high)) or low > high:
+    if not (-LARGEST <= low <= high <= LARGEST):
         raise QDeployError(f"A range from {low} to {high} cannot be quantized.")
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if scheme.symmetric:
         scale = np.float32(max(-low, high) / scheme.qmax)
-        return (scale if scale >= SMALLEST_SCALE else np.float32(1.0)), 0
-    scale = np.float32((high - low) / (scheme.qmax - scheme.qmin))
+        return (_finite(scale, scheme.qmax) if scale >= SMALLEST_SCALE else np.float32(1.0)), 0
+    scale = np.float32(min((high - low) / (scheme.qmax - scheme.qmin), LARGEST))
     if scale < SMALLEST_SCALE:
         return np.float32(1.0), scheme.qmin if low == 0 else scheme.qmax
-    zero_point = round(scheme.qmin - low / float(scale))
-    return scale, int(min(max(zero_point, scheme.qmin), scheme.qmax))
+    zero_point = int(min(max(round(scheme.qmin - low / float(scale)), scheme.qmin), scheme.qmax))
+    return _finite(scale, max(scheme.qmax - zero_point, zero_point - scheme.qmin)), zero_point
+
+
+def _finite(scale: np.float32, steps: int) -> np.float32:
+    """The scale, made smaller where ``steps`` of it leave float32: only ranges as large as float32's own do."""
+    largest = np.nextafter(np.float32(LARGEST / steps), np.float32(0))
+    return np.float32(min(scale, largest))
 
 
 def quantize(
@@ -44,7 +53,8 @@ def quantize(
 ) -> Codes:
     """QuantizeLinear: saturate(round_half_even(x / scale) + zero_point), in float32."""
     scale, zero_point = _along(scale, axis, x.ndim), _along(zero_point, axis, x.ndim)
-    steps = np.rint(x.astype(np.float32) / scale.astype(np.float32))
+    with np.errstate(over="ignore"):  # an infinite step saturates like any other that is too large
+        steps = np.rint(x.astype(np.float32) / scale.astype(np.float32))
     # Clipping before the cast: a float beyond int32 has no defined integer value.
     steps = np.clip(steps, np.float32(scheme.qmin - 256), np.float32(scheme.qmax + 256))
     codes = np.clip(steps.astype(np.int32) + zero_point.astype(np.int32), scheme.qmin, scheme.qmax)
@@ -65,7 +75,8 @@ def requantize(accumulator: NDArray[np.int64], multiplier: Float32, zero_point: 
     float32(float32(x_scale * w_scale) / y_scale).
     """
     per_channel = _along(multiplier, 1, accumulator.ndim) if np.ndim(multiplier) else np.asarray(multiplier)
-    scaled = accumulator.astype(np.float32) * per_channel.astype(np.float32)
+    with np.errstate(over="ignore"):
+        scaled = accumulator.astype(np.float32) * per_channel.astype(np.float32)
     # The kernel clips in float, relative to the zero point, before it rounds; both orders give the same code.
     scaled = np.clip(scaled, np.float32(scheme.qmin - zero_point), np.float32(scheme.qmax - zero_point))
     return np.asarray(np.rint(scaled).astype(np.int32) + zero_point, scheme.dtype)
@@ -131,8 +142,11 @@ def add(
     """QLinearAdd as onnxruntime computes it on x86 with AVX2 and later: two fused multiply-adds in float32.
 
     ratio_a = a_scale / y_scale and ratio_b alike; fixed = y_zp - (ratio_a * a_zp + ratio_b * b_zp);
-    y = saturate(round_half_even(fma(a, ratio_a, fma(b, ratio_b, fixed)))).
+    y = saturate(round_half_even(fma(a, ratio_a, fma(b, ratio_b, fixed)))). Where one operand is a single code against
+    a row of the other's, as in [N, C, H, W] + [N, C, 1, 1], the kernel takes that one for b.
     """
+    if _repeats(a.shape, b.shape):
+        return add(b, b_scale, b_zero_point, a, a_scale, a_zero_point, y_scale, y_zero_point, scheme)
     ratio_a = np.float32(a_scale) / np.float32(y_scale)
     ratio_b = np.float32(b_scale) / np.float32(y_scale)
     # The compiler contracts the kernel's fixed part as well: fma(ratio_a, a_zp, ratio_b * b_zp).
@@ -148,7 +162,7 @@ def accumulator_bound(weight: Codes, bias: NDArray[np.int32] | None, x_zero_poin
     Partial sums are bounded by the sum of magnitudes, so a result below 2**31 proves that int32 never wraps,
     whatever the order in which a kernel adds.
     """
-    if weight.size == 0:
+    if len(weight) == 0:
         return 0
     reach = max(x_scheme.qmax - x_zero_point, x_zero_point - x_scheme.qmin)
     # Kernels add zero-point corrections to sums of raw codes: the raw codes' reach bounds those sums too.
@@ -157,6 +171,15 @@ def accumulator_bound(weight: Codes, bias: NDArray[np.int32] | None, x_zero_poin
     if bias is not None:
         sums = sums + np.abs(bias.astype(np.int64))
     return int(sums.max())
+
+
+def _repeats(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether broadcasting repeats ``a`` along the innermost axis that is longer than 1."""
+    for i in range(1, max(len(a), len(b)) + 1):
+        in_a, in_b = (shape[-i] if i <= len(shape) else 1 for shape in (a, b))
+        if max(in_a, in_b) > 1:
+            return in_a == 1
+    return False
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:

@@ -97,7 +97,18 @@ def import_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        del sys.modules[name]
+        raise _import_error(path, error) from error
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _import_error(path: Path, error: SyntaxError | ImportError) -> QDeployError:
+    if isinstance(error, SyntaxError):
+        # The file itself, or a file that it imports.
+        file = path if error.filename is None or Path(error.filename) == path.resolve() else error.filename
+        return QDeployError(f"{file}, line {error.lineno}: {error.msg}.", f"Python reads: {(error.text or '').strip()}")
+    return QDeployError(f"{path} cannot be imported: {error}.", "Install what it imports, or correct the import.")

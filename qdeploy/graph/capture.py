@@ -13,33 +13,21 @@ from torch import Tensor, fx, nn
 
 from qdeploy.core.errors import QDeployError
 from qdeploy.graph.functional import make_functional
-from qdeploy.graph.operators import operator_name
-
-LAYER = "qdeploy_layer"  # key in node.meta: the layer's readable, unique name
+from qdeploy.graph.layers import name_layers
+from qdeploy.graph.quiet import quiet
 
 
 def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphModule:
     """The model as a functional graph of ATen operators, in eval mode, with a dynamic batch.
 
     ``example``: one tensor or one tensor an input, each with a batch of at least 2 in dimension 0 (torch.export takes
-    a batch of 1 for a constant). The model's own weights are left alone: the graph holds copies.
+    a batch of 1 for a constant). The model itself is left alone: the graph holds copies of its float32 weights.
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    training = model.training
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        program = torch.export.export(
-            model.eval(), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
-        )
-    except (torch.export.UnsupportedOperatorException, torch._dynamo.exc.TorchDynamoException) as error:  # type: ignore[attr-defined]
-        raise _capture_error(model, error) from error
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise _capture_error(model, error) from error
-    finally:
-        model.train(training)
+    _check(model, inputs)
+    program = _export(model, inputs)
     graph_module = program.module(check_guards=False)
-    if not isinstance(graph_module, fx.GraphModule):
-        raise QDeployError("torch.export returned no graph.")
+    assert isinstance(graph_module, fx.GraphModule)
     _own_parameters(graph_module)
     _remove_guards(graph_module)
     make_functional(graph_module)
@@ -47,38 +35,43 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphMod
     return graph_module
 
 
-def name_layers(graph_module: fx.GraphModule) -> None:
-    """Give every operator node a unique readable name: its module's path, and the operator's where that is not enough.
-
-    A leaf module of torch.nn does one thing and lends its path alone ("layer1.0.conv1"); an operator called in a
-    user's forward gets the operator's name behind the path ("layer1.0.add").
-    """
-    used: set[str] = set()
-    for node in graph_module.graph.nodes:
-        if node.op == "placeholder":
-            name = str(node.target)
-        elif node.op == "call_function":
-            name = _layer_name(node)
-        else:
-            continue
-        unique, count = name, 0
-        while unique in used:
-            count += 1
-            unique = f"{name}_{count}"
-        used.add(unique)
-        node.meta[LAYER] = unique
+def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    training = {module: module.training for module in model.modules()}
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with quiet():
+            return torch.export.export(
+                model.eval(), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
+            )
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
+        raise _capture_error(model, error) from error
+    finally:
+        for module, mode in training.items():  # one by one: a model may train with some of its layers frozen
+            module.training = mode
 
 
-def _layer_name(node: fx.Node) -> str:
-    operator = operator_name(node).removeprefix("aten.")
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if not stack:
-        return operator
-    path, kind = stack[-1]
-    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    if path and kind.startswith("torch.nn.modules.") and not kind.startswith("torch.nn.modules.container"):
-        return str(path)
-    return f"{path}.{operator}" if path else operator
+def _check(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    for number, x in enumerate(inputs):
+        if x.dim() == 0 or len(x) < 2:
+            raise QDeployError(
+                f"Example input {number} has shape {tuple(x.shape)}: it needs a batch of at least 2 in dimension 0.",
+                "torch.export takes a batch of 1 for a constant.",
+            )
+        if x.is_floating_point() and x.dtype != torch.float32:
+            raise QDeployError(f"Example input {number} is {x.dtype}.", "Pass float32.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise QDeployError(
+                f"{name!r} of {type(model).__name__} is {tensor.dtype}; qdeploy starts from float32.",
+                "Call model.float() first.",
+            )
+    for name, parameter in model.named_parameters():
+        wrong = int((~torch.isfinite(parameter)).sum())
+        if wrong:
+            raise QDeployError(
+                f"{wrong} of the {parameter.numel():,} values of {name!r} are NaN or infinite.",
+                "Look for a diverged training run or a damaged checkpoint.",
+            )
 
 
 def _own_parameters(graph_module: fx.GraphModule) -> None:
@@ -106,10 +99,16 @@ def _remove_guards(graph_module: fx.GraphModule) -> None:
 
 
 def _capture_error(model: nn.Module, error: Exception) -> QDeployError:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
+    if "specialized it to be a constant" in str(error):
+        return QDeployError(
+            f"{type(model).__name__} accepts one batch size only: its code makes the batch a constant.",
+            "Look for a reshape to a fixed first size, a loop over the batch, or int(x.shape[0]); "
+            "write x.flatten(1), or -1 for the batch.",
+        )
     return QDeployError(
         f"{type(model).__name__} could not be captured by torch.export: {reason}",
-        "A model must run without Python control flow on tensor values and accept any batch size; "
-        "try torch.export.export(model, inputs, strict=False) on its own to see the whole message.",
+        "A model must run on the example input, without Python control flow on tensor values; "
+        "torch.export.export(model, inputs, strict=False) on its own shows the whole message.",
     )

@@ -12,14 +12,13 @@ from torch import fx
 from qdeploy.core.errors import QDeployError
 from qdeploy.graph.operators import is_operator, operator_name
 
-# Operators whose result shares memory with their argument: writing into it writes into the argument as well.
-_VIEWS = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("view", "reshape", "flatten", "squeeze", "unsqueeze", "expand"),
-        *("slice", "select", "split", "chunk", "transpose", "permute", "t"),
-    )
-)
+# Operators whose result may share memory with their argument: writing into it writes into the argument as well.
+_VIEWS = frozenset((
+    *(f"aten.{name}" for name in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand")),
+    *(f"aten.{name}" for name in ("slice", "select", "split", "split_with_sizes", "chunk", "unbind", "narrow")),
+    *(f"aten.{name}" for name in ("transpose", "permute", "t", "movedim", "diagonal", "contiguous", "detach", "alias")),
+    *("aten.to", "aten.dropout", "getitem"),
+))  # fmt: skip
 
 
 def make_functional(graph_module: fx.GraphModule) -> None:
@@ -61,13 +60,21 @@ def _functional_overload(node: fx.Node) -> torch._ops.OpOverload | None:
 
 
 def _refuse_aliases(node: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> None:
-    """A write into a view changes the viewed tensor for its later readers, which no local rewrite can express."""
-    if operator_name(written) not in _VIEWS:
-        return
-    base = written.args[0]
-    later = [user for user in getattr(base, "users", ()) if order[user] > order[node]]
-    if later:
-        raise QDeployError(
-            f"{operator_name(node)} writes into a view of a tensor that {later[0].name} reads afterwards.",
-            "Write it out of place in the model.",
-        )
+    """A write shows in every other view of the same memory, which no local rewrite can express."""
+    memory = _memory(written)
+    for alias in order:
+        if alias is written or order[alias] > order[node] or _memory(alias) is not memory:
+            continue
+        later = [user for user in alias.users if order[user] > order[node]]
+        if later:
+            raise QDeployError(
+                f"{operator_name(node)} writes into memory that {later[0].name} reads afterwards through another view.",
+                "Write it out of place in the model.",
+            )
+
+
+def _memory(node: fx.Node) -> fx.Node:
+    """The node whose memory a view looks at: the node itself if it is no view."""
+    while node.op == "call_function" and operator_name(node) in _VIEWS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node

@@ -46,7 +46,7 @@ def set_parameter(module: torch.nn.Module, path: str, value: Tensor) -> None:
         module = module._modules[part]  # type: ignore[assignment]
     if name in module._buffers:
         del module._buffers[name]
-    module._parameters[name] = torch.nn.Parameter(value)
+    module._parameters[name] = torch.nn.Parameter(value, value.is_floating_point())
 
 
 def stored(node: Any) -> bool:
@@ -71,3 +71,10 @@ def outputs(graph: fx.Graph) -> Iterator[fx.Node]:
     for node in graph.nodes:
         if node.op == "output":
             yield from node.all_input_nodes
+
+
+def value_of(node: fx.Node) -> Tensor:
+    """The captured value of a node: a tensor without data, with the node's shape and dtype."""
+    value = node.meta["val"]
+    assert isinstance(value, Tensor)
+    return value

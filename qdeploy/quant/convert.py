@@ -11,9 +11,8 @@ from torch import fx
 
 from qdeploy.core import affine
 from qdeploy.core.errors import QDeployError
-from qdeploy.graph.operators import argument, operator_name, tensor_at
-from qdeploy.quant.fusion_table import BY_ATEN, Role
-from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range
+from qdeploy.graph.operators import argument, tensor_at
+from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range, is_clip
 from qdeploy.quant.quantizer import ActivationQuantizer, BiasQuantizer
 
 INT32_MAX = 2**31 - 1
@@ -40,11 +39,12 @@ def smallest_weight_scale(bias: np.ndarray | None, x_scale: float, products: np.
     room = INT32_MAX - products
     if np.any(room <= 0):
         raise QDeployError("The products of a layer alone overflow int32.", "Use fewer weight bits for this layer.")
-    if bias is None:
-        return np.full(len(products), affine.SMALLEST_SCALE, np.float32)
-    # 1.001 keeps float32 rounding of the scale from eating the last code.
-    needed = 1.001 * np.abs(bias.astype(np.float64)) / (x_scale * room)
-    return np.maximum(needed, affine.SMALLEST_SCALE).astype(np.float32)
+    # The product of both scales is a scale as well: it must not leave float32's normal numbers.
+    smallest = np.full(len(products), affine.SMALLEST_SCALE / min(x_scale, 1.0))
+    if bias is not None:
+        # 1.001 keeps float32 rounding of the scale from eating the last code.
+        smallest = np.maximum(smallest, 1.001 * np.abs(bias.astype(np.float64)) / (x_scale * room))
+    return smallest.astype(np.float32)
 
 
 def layer_bias(graph_module: fx.GraphModule, node: fx.Node) -> np.ndarray | None:
@@ -90,9 +90,8 @@ def _drop_float_weights(graph_module: fx.GraphModule) -> None:
 
 def _absorb_clips(graph_module: fx.GraphModule) -> None:
     """Remove a clip whose quantizer saturates exactly where the clip does."""
-    for node in list(graph_module.graph.nodes):
-        row = BY_ATEN.get(operator_name(node)) if node.op == "call_function" else None
-        if row is None or row.role is not Role.CLIP or len(node.users) != 1:
+    for node in reversed(list(graph_module.graph.nodes)):  # of two clips in a row, the second first
+        if not is_clip(node) or len(node.users) != 1:
             continue
         (user,) = node.users
         module = graph_module.get_submodule(str(user.target)) if user.op == "call_module" else None

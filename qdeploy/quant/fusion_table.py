@@ -17,7 +17,7 @@ class Role(Enum):
     WEIGHTED = "weighted"  # multiplies by stored weights: the integer kernels worth having
     ARITHMETIC = "arithmetic"  # computes on codes when all inputs and the output are quantized
     MOVE = "move"  # only moves values: its output has the codes, scale and zero point of its input
-    CLIP = "clip"  # a range: it becomes the range of the quantizer behind it and costs nothing
+    CLIP = "clip"  # a range: that of the quantizer behind it, which costs nothing, or else a Clip of its codes
     FLOAT = "float"  # no integer kernel
 
 
@@ -41,24 +41,34 @@ TABLE = (
     Row("aten.mul", "Mul", Role.ARITHMETIC, "QLinearMul", "Mul of two quantized tensors is QLinearMul.", False),
     Row("aten.cat", "Concat", Role.ARITHMETIC, "QLinearConcat", "QLinearConcat requantizes every input.", False),
     Row("aten.avg_pool2d", "AveragePool", Role.ARITHMETIC, "QLinearAveragePool", "Sums codes in int32.", False),
+    Row("aten.avg_pool1d", "AveragePool", Role.ARITHMETIC, "QLinearAveragePool", "Takes one spatial axis too.", False),
     Row(
         "aten.adaptive_avg_pool2d", "GlobalAveragePool", Role.ARITHMETIC, "QLinearGlobalAveragePool",
         "Global pooling sums codes; written as ReduceMean it would stay float32.", False,
+    ),
+    Row(
+        "aten.adaptive_avg_pool1d", "GlobalAveragePool", Role.ARITHMETIC, "QLinearGlobalAveragePool",
+        "Takes one spatial axis as well.", False,
     ),
     Row("aten.sigmoid", "Sigmoid", Role.ARITHMETIC, "QLinearSigmoid", "A table of 256 codes.", False),
     Row("aten.leaky_relu", "LeakyRelu", Role.ARITHMETIC, "QLinearLeakyRelu", "A table of 256 codes.", False),
     Row("aten.relu", "Relu", Role.CLIP, "", "The lowest code is 0: the quantizer's saturation is the ReLU."),
     Row("aten.relu6", "Clip", Role.CLIP, "", "The quantizer's range is 0..6; a Clip between Q/DQ would stay float32."),
-    Row("aten.hardtanh", "Clip", Role.CLIP, "", "The quantizer's range is the clip's."),
-    Row("aten.clamp", "Clip", Role.CLIP, "", "The quantizer's range is the clip's."),
+    Row("aten.hardtanh", "Clip", Role.CLIP, "", "The quantizer's range is the clip's, or codes are clipped."),
+    Row("aten.clamp", "Clip", Role.CLIP, "", "The quantizer's range is the clip's, or codes are clipped."),
     Row("aten.max_pool2d", "MaxPool", Role.MOVE, "MaxPool", "The largest code is the largest value; runs on uint8."),
+    Row("aten.max_pool1d", "MaxPool", Role.MOVE, "MaxPool", "Takes one spatial axis as well."),
     Row("aten.flatten", "Flatten", Role.MOVE, "Flatten", "Moves codes."),
     Row("aten.reshape", "Reshape", Role.MOVE, "Reshape", "Moves codes."),
     Row("aten.squeeze", "Squeeze", Role.MOVE, "Squeeze", "Moves codes."),
     Row("aten.unsqueeze", "Unsqueeze", Role.MOVE, "Unsqueeze", "Moves codes."),
     Row("aten.permute", "Transpose", Role.MOVE, "Transpose", "Moves codes."),
     Row("aten.transpose", "Transpose", Role.MOVE, "Transpose", "Moves codes."),
-    Row("aten.slice", "Slice", Role.MOVE, "Slice", "Moves codes."),
+    Row("aten.slice", "Slice", Role.MOVE, "Slice", "Moves codes; a split is slices, as Split would stay float32."),
+    Row("aten.select", "Gather", Role.MOVE, "Gather", "Picks codes."),
+    Row("aten.index_select", "Gather", Role.MOVE, "Gather", "Picks codes."),
+    Row("aten.pad", "Pad", Role.MOVE, "Pad", "Exported as a Pad of codes: one between Q/DQ would stay float32."),
+    Row("aten.pixel_shuffle", "DepthToSpace", Role.MOVE, "DepthToSpace", "Moves codes."),
     Row("aten.upsample_nearest2d", "Resize", Role.MOVE, "Resize", "Nearest-neighbour resizing copies codes."),
 )  # fmt: skip
 

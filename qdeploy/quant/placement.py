@@ -17,14 +17,21 @@ from torch import fx
 
 from qdeploy.core import scheme as schemes
 from qdeploy.core.scheme import QScheme
-from qdeploy.graph.capture import LAYER
-from qdeploy.graph.operators import argument, is_tensor, operator_name, stored
+from qdeploy.graph.layers import LAYER
+from qdeploy.graph.operators import argument, is_tensor, operator_name, shape_of, stored
 from qdeploy.quant.fusion_table import BY_ATEN, Role
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
 
 # Functions of one element without an integer kernel: a float island of a few elements' work between integer layers.
 _ACTIVATIONS = frozenset(
     f"aten.{name}" for name in ("hardswish", "hardsigmoid", "silu", "gelu", "elu", "mish", "softplus", "tanh")
+)
+
+
+# Activations that onnxruntime fuses into a float32 Gemm before them.
+_GEMM_ACTIVATIONS = frozenset(
+    f"aten.{name}"
+    for name in ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "hardsigmoid", "softplus", "threshold")
 )
 
 
@@ -53,13 +60,14 @@ def place(
 ) -> Placement:  # fmt: skip
     """Insert quantizers into a captured, folded, normalized graph, in place. They are the identity until calibrated.
 
-    ``keep_float``: glob patterns of layer names that stay in float32.
+    A value that a float32 operator computes is quantized for its integer readers only; its float32 readers keep it as
+    it is. ``keep_float``: glob patterns of layer names that stay in float32.
     """
     weight, activation = weight or schemes.weight(), activation or schemes.activation()
     decision = _decide(graph_module.graph, keep_float)
     placement = Placement(float_layers=decision.reasons)
     quantized = _insert_activation_quantizers(graph_module, decision, activation, placement)
-    for node in decision.weighted:
+    for node in _weighted(graph_module.graph, decision):
         quantizer = WeightQuantizer(f"{node.meta[LAYER]}.weight", weight)
         weight_node = argument(node, 1, "weight")
         _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", quantizer, weight_node, [node])
@@ -71,12 +79,14 @@ def place(
 
 @dataclass(slots=True)
 class _Decision:
-    weighted: list[fx.Node] = field(default_factory=list)
-    arithmetic: set[fx.Node] = field(default_factory=set)
+    roles: dict[fx.Node, Role] = field(default_factory=dict)  # of every operator on floating-point tensors
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def has(self, node: fx.Node, *roles: Role) -> bool:
+        return self.roles.get(node) in roles
+
     def integer(self, node: fx.Node) -> bool:
-        return node in self.arithmetic or node in self.weighted
+        return self.has(node, Role.WEIGHTED, Role.ARITHMETIC)
 
 
 def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
@@ -86,21 +96,17 @@ def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
     """
     decision = _Decision()
     for node in graph.nodes:
-        if node.op != "call_function" or not is_tensor(node):
+        if node.op != "call_function" or not is_tensor(node) or not node.all_input_nodes:
             continue
-        role, reason = _role(node, keep_float)
-        if role is Role.WEIGHTED:
-            decision.weighted.append(node)
-        elif role is Role.ARITHMETIC:
-            decision.arithmetic.add(node)
-        elif reason:
+        decision.roles[node], reason = _role(node, keep_float)
+        if reason:
             decision.reasons[node.meta[LAYER]] = reason
     changed = True
     while changed:
-        failing = {
-            n for n in decision.arithmetic if not (_fed_by_integers(n, decision) and _feeds_integers(n, decision))
-        }
-        decision.arithmetic -= failing
+        arithmetic = [node for node in decision.roles if decision.has(node, Role.ARITHMETIC)]
+        failing = [n for n in arithmetic if not (_fed_by_integers(n, decision) and _feeds_integers(n, decision))]
+        decision.roles.update(dict.fromkeys(failing, Role.FLOAT))
+        decision.reasons.update((node.meta[LAYER], "it does not lie between integer layers") for node in failing)
         changed = bool(failing)
     return decision
 
@@ -109,7 +115,9 @@ def _role(node: fx.Node, keep_float: Sequence[str]) -> tuple[Role, str]:
     """The role that the table gives a node, unless its arguments rule it out: then FLOAT, and why."""
     row = BY_ATEN.get(operator_name(node))
     if row is None:
-        return Role.FLOAT, f"{operator_name(node)} has no integer kernel in onnxruntime's CPU provider"
+        source = node.args[0] if operator_name(node) == "getitem" else node  # one result of an operator with several
+        assert isinstance(source, fx.Node)
+        return Role.FLOAT, f"{operator_name(source)} has no integer kernel in onnxruntime's CPU provider"
     if any(fnmatch.fnmatch(node.meta[LAYER], pattern) for pattern in keep_float):
         return Role.FLOAT, "kept in float32 by the recipe"
     objection = _objection(node, row.role)
@@ -128,11 +136,11 @@ def _objection(node: fx.Node, role: Role) -> str:
         return "an operand is a Python number, which has no quantizer"
     if name == "aten.add" and argument(node, 2, "alpha", 1) != 1:
         return "a scaled addition is not one Add"
-    if name == "aten.adaptive_avg_pool2d" and tuple(_pair(argument(node, 1, "output_size"))) != (1, 1):
+    if name.startswith("aten.adaptive_avg_pool") and any(size != 1 for size in shape_of(node)[2:]):
         return "an adaptive pool with unequal windows has no ONNX operator"
-    if name == "aten.avg_pool2d" and (argument(node, 4, "ceil_mode", False) or len(node.args) > 6):
-        return "average pooling with ceil_mode or a divisor of its own is not one AveragePool"
-    if role is Role.CLIP and not all(isinstance(v, int | float) for v in clip_range(node)):
+    if name == "aten.pad" and argument(node, 2, "mode", "constant") == "constant" and argument(node, 3, "value"):
+        return "it pads with another value than 0"
+    if role is Role.CLIP and not is_clip(node):
         return "its limits are tensors"
     return ""
 
@@ -146,14 +154,9 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.args[:count] if isinstance(n, fx.Node)]
 
 
-def _passes_on(node: fx.Node) -> bool:
-    row = BY_ATEN.get(operator_name(node)) if node.op == "call_function" else None
-    return row is not None and row.role in (Role.MOVE, Role.CLIP)
-
-
 def _fed_by_integers(node: fx.Node, decision: _Decision) -> bool:
     for source in _operands(node):
-        while _passes_on(source) or operator_name(source) in _ACTIVATIONS:
+        while decision.has(source, Role.MOVE, Role.CLIP) or operator_name(source) in _ACTIVATIONS:
             source = _operands(source)[0]
         if decision.integer(source) or source.op == "placeholder":
             return True
@@ -161,22 +164,29 @@ def _fed_by_integers(node: fx.Node, decision: _Decision) -> bool:
 
 
 def _feeds_integers(node: fx.Node, decision: _Decision) -> bool:
-    return any(decision.integer(user) or (_passes_on(user) and _feeds_integers(user, decision)) for user in node.users)
+    return any(
+        decision.integer(user) or (decision.has(user, Role.MOVE, Role.CLIP) and _feeds_integers(user, decision))
+        for user in node.users
+    )
 
 
 def _insert_activation_quantizers(
     graph_module: fx.GraphModule, decision: _Decision, scheme: QScheme, placement: Placement
 ) -> dict[fx.Node, ActivationQuantizer]:
     """Quantize every value that an integer kernel reads or writes; returns each reader's (first) input quantizer."""
-    values = _values_to_quantize(graph_module.graph, decision)
+    graph = graph_module.graph
+    values, computed = _values_to_quantize(graph, decision)
     quantizer_of: dict[fx.Node, ActivationQuantizer] = {}
-    for value in [node for node in graph_module.graph.nodes if node in values]:
-        users = list(value.users)
-        if _is_move(value):
+    for value in [node for node in graph.nodes if node in values]:
+        # What an integer kernel computed exists as codes only; of another value each reader takes what it wants.
+        moves = [user for user in value.users if user in values and decision.has(user, Role.MOVE)]
+        integer = [user for user in value.users if decision.integer(user)]
+        users = list(value.users) if value in computed else [*moves, *integer]
+        if decision.has(value, Role.MOVE):
             # A moved value has the codes of what was moved: the same module a second time.
             quantizer = quantizer_of[_operands(value)[0]]
-            with graph_module.graph.inserting_after(value):
-                call = graph_module.graph.call_module(_path(quantizer.name), (value,))
+            with graph.inserting_after(value):
+                call = graph.call_module(_path(quantizer.name), (value,))
         else:
             quantizer = ActivationQuantizer(value.meta[LAYER], scheme)
             placement.activations[quantizer.name] = quantizer
@@ -185,42 +195,64 @@ def _insert_activation_quantizers(
         for user in users:
             user.replace_input_with(value, call)
         quantizer_of[value] = quantizer_of[call] = quantizer
-    return {node: quantizer_of[node.args[0]] for node in decision.weighted}  # type: ignore[index]
+    return {node: quantizer_of[node.args[0]] for node in _weighted(graph, decision)}  # type: ignore[index]
 
 
-def _values_to_quantize(graph: fx.Graph, decision: _Decision) -> set[fx.Node]:
+def _values_to_quantize(graph: fx.Graph, decision: _Decision) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The values that carry quantizers, and those among them that integer kernels compute or move."""
     values: set[fx.Node] = set()
+    computed: set[fx.Node] = set()
 
     def need(value: fx.Node) -> None:
         values.add(value)
-        if _is_move(value):
+        if decision.has(value, Role.MOVE):
             need(_operands(value)[0])
 
     for node in graph.nodes:
         if not decision.integer(node):
             continue
-        for source in [node.args[0]] if node in decision.weighted else _operands(node):
+        for source in [node.args[0]] if decision.has(node, Role.WEIGHTED) else _operands(node):
             need(source)
-        output = _behind_clip(node)
-        # A linear layer may leave its accumulator as float32: no output quantizer unless a reader wants codes.
-        if operator_name(node) != "aten.linear" or _feeds_integers(node, decision):
-            need(output)
-    return values
+        if _writes_codes(node, decision):
+            need(_behind_clips(node, decision))
+            computed.add(_behind_clips(node, decision))
+    for node in graph.nodes:
+        if node in values and decision.has(node, Role.MOVE) and _operands(node)[0] in computed:
+            computed.add(node)
+    return values, computed
 
 
-def _behind_clip(node: fx.Node) -> fx.Node:
-    """The value that leaves the kernel: behind the clip that the quantizer absorbs, if there is one."""
+def _writes_codes(node: fx.Node, decision: _Decision) -> bool:
+    """Whether an integer kernel's output is quantized.
+
+    A linear layer may leave its accumulator as float32, so it is only where a reader wants codes. Or where an
+    activation follows that onnxruntime would fuse into a float32 FusedGemm, unless the model ends there.
+    """
+    if operator_name(node) != "aten.linear" or _feeds_integers(node, decision):
+        return True
     users = list(node.users)
-    if len(users) == 1:
-        row = BY_ATEN.get(operator_name(users[0])) if users[0].op == "call_function" else None
-        if row is not None and row.role is Role.CLIP:
-            return users[0]
+    return len(users) == 1 and operator_name(users[0]) in _GEMM_ACTIVATIONS and not _is_returned(users[0])
+
+
+def _is_returned(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _behind_clips(node: fx.Node, decision: _Decision) -> fx.Node:
+    """The value that leaves the kernel: behind the clips that the quantizer absorbs, if there are any."""
+    while len(node.users) == 1 and decision.has(next(iter(node.users)), Role.CLIP):
+        node = next(iter(node.users))
     return node
 
 
-def _is_move(value: fx.Node) -> bool:
-    row = BY_ATEN.get(operator_name(value)) if value.op == "call_function" else None
-    return row is not None and row.role is Role.MOVE
+def _weighted(graph: fx.Graph, decision: _Decision) -> list[fx.Node]:
+    return [node for node in graph.nodes if decision.has(node, Role.WEIGHTED)]
+
+
+def is_clip(node: fx.Node) -> bool:
+    """Whether a node is a clip with limits that are numbers."""
+    row = BY_ATEN.get(operator_name(node)) if node.op == "call_function" else None
+    return row is not None and row.role is Role.CLIP and all(isinstance(v, int | float) for v in clip_range(node))
 
 
 def clip_range(node: fx.Node) -> tuple[Any, Any]:
@@ -251,7 +283,3 @@ def _insert_module(
 
 def _path(name: str) -> str:
     return f"{name}.output_quantizer"
-
-
-def _pair(value: Any) -> Sequence[int]:
-    return [value, value] if isinstance(value, int) else list(value)

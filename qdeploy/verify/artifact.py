@@ -19,7 +19,7 @@ from qdeploy.core.errors import QDeployError
 from qdeploy.core.scheme import QScheme
 
 # Operators that multiply: the ones whose work is counted in multiply-accumulates.
-MAC_OPERATORS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+MAC_OPERATORS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN")
 _SCHEMES = {
     np.dtype(np.uint8): QScheme(8, signed=False),
     np.dtype(np.int8): QScheme(8, signed=True),

@@ -13,7 +13,7 @@ from qdeploy.verify.coverage import Coverage, kernels_by_layer
 def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
     """Every layer that multiplies or is quantized, in graph order, with bits and the kernel that runs it here."""
     proto = parse(model)
-    kernels = kernels_by_layer(onnx.load_from_string(optimized_graph(proto.SerializeToString())))
+    kernels = kernels_by_layer(onnx.load_from_string(optimized_graph(proto.SerializeToString())), proto)
     quantized = {layer.name: layer for layer in integer_layers(proto)}
     covered = {layer.name: layer for layer in found.layers}
     records = []

@@ -13,19 +13,12 @@ from qdeploy import runner
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import Layer
 from qdeploy.runtimes.onnxruntime import Runtime
-from qdeploy.verify.coverage import INTEGER_KERNELS, Coverage, coverage
+from qdeploy.verify.coverage import Coverage, coverage
 from qdeploy.verify.evaluate import Evaluation, evaluate
 from qdeploy.verify.parity import LayerParity, Parity, parity
 
 PARITY_BATCH = 8
 GOLDEN = 8
-# Operators of a running graph that compute nothing in float32: with them and integer kernels alone, every output is
-# a function of integers, so every CPU must give the same bits.
-_INTEGER_GRAPH = INTEGER_KERNELS | {
-    *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool"),
-    *("QLinearGlobalAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "MaxPool", "NhwcMaxPool", "Transpose"),
-    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Resize", "Concat", "Pad", "Identity"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,7 @@ def prove(
     found = coverage(model)
     answers = runtime.run({name: runner.preprocess(raw[:GOLDEN], steps)})
     golden = {f"input.{name}": raw[:GOLDEN], **{f"output.{key}": value for key, value in answers.items()}}
-    exact = set(found.kernels) <= _INTEGER_GRAPH
+    exact = found.computes_in_integers
     largest = max(float(np.abs(value).max(initial=0.0)) for value in answers.values())
     return Proof(
         found, seen, evaluate(runtime, raw, targets, preprocessing=steps, metric=metric), golden,

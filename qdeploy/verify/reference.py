@@ -19,6 +19,12 @@ EXACT = ("Conv", "Gemm", "Add", "MaxPool")
 
 def supports(layer: IntegerLayer) -> bool:
     """Whether there is a reference for this layer."""
+    if layer.attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return False
+    if any(layer.attributes.get(name, 1) != 1 for name in ("alpha", "beta")) and layer.op == "Gemm":
+        return False
+    if layer.attributes.get("transA", 0):
+        return False
     if layer.op in ("Conv", "Gemm"):
         weight = layer.inputs[1]
         plain = weight.constant is not None and not np.any(weight.zero_point)
@@ -73,45 +79,75 @@ def _add(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
 
 
 def _max_pool(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
-    attributes, x = layer.attributes, inputs[0]
-    kernel = attributes["kernel_shape"]
+    attributes, x, y = layer.attributes, layer.inputs[0], layer.output
+    kernel, strides, pads, dilations = _geometry(attributes)
     spatial = len(kernel)
-    pads = attributes.get("pads", [0] * 2 * spatial)
-    strides, dilations = attributes.get("strides", [1] * spatial), attributes.get("dilations", [1] * spatial)
-    lowest = np.iinfo(x.dtype).min
-    extra = (
-        _ceil_padding(x.shape[2:], kernel, strides, pads, dilations) if attributes.get("ceil_mode") else [0] * spatial
-    )
-    widths = [(0, 0), (0, 0), *((pads[i], pads[spatial + i] + extra[i]) for i in range(spatial))]
-    windows = _windows(np.pad(x, widths, constant_values=lowest), kernel, strides, dilations)
-    return windows.max(axis=tuple(range(-spatial, 0)))
+    lowest = np.iinfo(inputs[0].dtype).min
+    padded = np.pad(inputs[0], _widths(pads), constant_values=lowest)
+    if attributes.get("ceil_mode"):
+        padded = _extend(padded, _ceil_padding(inputs[0].shape[2:], kernel, strides, pads, dilations), lowest)
+    windows = _windows(padded, kernel, strides, dilations)
+    largest = windows.max(axis=tuple(range(-spatial, 0)))
+    assert y is not None
+    if (float(x.scale), int(x.zero_point)) == (float(y.scale), int(y.zero_point)):
+        return largest
+    return _quantize(affine.dequantize(largest, x.scale, x.zero_point), layer)
+
+
+def _geometry(attributes: dict[str, Any]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Kernel, strides, pads and dilations of a pooling operator, with ONNX's defaults."""
+    kernel = list(attributes["kernel_shape"])
+    ones = [1] * len(kernel)
+    return (
+        kernel, list(attributes.get("strides", ones)), list(attributes.get("pads", [0] * 2 * len(kernel))),
+        list(attributes.get("dilations", ones)),
+    )  # fmt: skip
+
+
+def _widths(pads: Sequence[int]) -> list[tuple[int, int]]:
+    """The padding widths of numpy for [N, C, *spatial]."""
+    spatial = len(pads) // 2
+    return [(0, 0), (0, 0), *((pads[i], pads[spatial + i]) for i in range(spatial))]
 
 
 def _ceil_padding(
     size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int]
 ) -> list[int]:
-    """What ceil_mode adds behind each axis so that the last, partial window is a whole one."""
+    """What ceil_mode adds behind each axis so that the last, partial window is a whole one.
+
+    A window that would start in the padding behind is left out.
+    """
     extra = []
     for i, n in enumerate(size):
-        slack = (n + pads[i] + pads[len(size) + i] - (dilations[i] * (kernel[i] - 1) + 1)) % strides[i]
-        extra.append((strides[i] - slack) % strides[i])
+        before, behind, reach = pads[i], pads[len(size) + i], dilations[i] * (kernel[i] - 1) + 1
+        windows = -(-(n + before + behind - reach) // strides[i]) + 1
+        if (windows - 1) * strides[i] >= n + before:
+            windows -= 1
+        extra.append((windows - 1) * strides[i] + reach - (n + before + behind))
     return extra
 
 
 def _average_pool(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
+    """The mean over each window, of what there is: of padding too with count_include_pad, never of what lies beyond."""
     attributes, x = layer.attributes, layer.inputs[0]
-    kernel = attributes["kernel_shape"]
-    spatial = len(kernel)
-    pads = attributes.get("pads", [0] * 2 * spatial)
-    widths = [(0, 0), (0, 0), *((pads[i], pads[spatial + i]) for i in range(spatial))]
-    strides = attributes.get("strides", [1] * spatial)
-    ones = [1] * spatial
-    axes = tuple(range(-spatial, 0))
+    kernel, strides, pads, dilations = _geometry(attributes)
+    axes = tuple(range(-len(kernel), 0))
     real = affine.dequantize(inputs[0], x.scale, x.zero_point).astype(np.float64)
-    total = _windows(np.pad(real, widths), kernel, strides, ones).sum(axis=axes)
-    counted = np.ones(inputs[0].shape[2:])[None, None]
-    counted = np.pad(counted, widths, constant_values=float(attributes.get("count_include_pad", 0)))
-    return _quantize(total / _windows(counted, kernel, strides, ones).sum(axis=axes), layer)
+    counted = np.pad(np.ones((1, 1, *real.shape[2:])), _widths(pads),
+                     constant_values=float(attributes.get("count_include_pad", 0)))  # fmt: skip
+    real = np.pad(real, _widths(pads))
+    if attributes.get("ceil_mode"):
+        extra = _ceil_padding(inputs[0].shape[2:], kernel, strides, pads, dilations)
+        # A last window that is left out may leave less than the padding: then there is something to cut off.
+        real, counted = (_extend(array, extra) for array in (real, counted))
+    total = _windows(real, kernel, strides, dilations).sum(axis=axes)
+    return _quantize(total / _windows(counted, kernel, strides, dilations).sum(axis=axes), layer)
+
+
+def _extend(array: NDArray[Any], extra: Sequence[int], value: float = 0) -> NDArray[Any]:
+    """``value`` behind each spatial axis of [N, C, *spatial], or that much less of it where ``extra`` is negative."""
+    cut: Any = (..., *(slice(None, min(e, 0) or None) for e in extra))
+    return np.pad(array[cut], [(0, 0), (0, 0), *((0, max(e, 0)) for e in extra)], constant_values=value)
 
 
 def _global_average_pool(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:

@@ -18,18 +18,18 @@ _QUANTIZERS = (".output_quantizer", ".weight_quantizer", ".bias_quantizer")
 
 def assign(model: ir.Model, *, outputs: Sequence[str]) -> None:
     """Name nodes, values, initializers and outputs, in place."""
-    taken = {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())} | set(outputs)
     _rename_initializers(model)
+    nodes: set[str] = set()
+    values = {str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values())} | set(outputs)
     # A layer may have become several ONNX nodes: the last one computes its value and gets the plain name.
     last = {scope: node for node in model.graph if (scope := _scope(node))}
     quantized: set[str] = set()
     for node in model.graph:
         scope = _scope(node)
-        name = _name(node, scope, quantized, is_last=last.get(scope) is node)
-        node.name = _unique(name, taken)
+        node.name = _unique(_name(node, scope, quantized, is_last=last.get(scope) is node), nodes)
         for index, value in enumerate(node.outputs):
-            value.name = node.name if index == 0 else f"{node.name}.{index}"
-        _name_constants(node)
+            value.name = _unique(node.name if index == 0 else f"{node.name}.{index}", values)
+        _name_constants(node, values)
     for name, value in zip(outputs, model.graph.outputs, strict=True):
         value.name = name
     for value in (*model.graph.inputs, *model.graph.outputs):
@@ -40,10 +40,12 @@ def assign(model: ir.Model, *, outputs: Sequence[str]) -> None:
 
 def _name(node: ir.Node, scope: str, quantized: set[str], *, is_last: bool) -> str:
     if node.op_type == "QuantizeLinear":
-        # A value that was only moved shares the quantizer of its source; its codes are called after itself.
+        # A value that was only moved shares the quantizer of its source; its codes are called after itself. So are
+        # codes that a Clip follows: what leaves the Clip has the name of the clipped value.
         stem = scope.removesuffix(".output_quantizer")
         source = node.inputs[0]
-        if stem in quantized and source is not None and source.producer() is not None:
+        clipped = any(use.node.op_type == "Clip" for use in node.outputs[0].uses())
+        if (stem in quantized or clipped) and source is not None and source.producer() is not None:
             stem = str(source.name)
         quantized.add(stem)
         return f"{stem}:codes"
@@ -71,11 +73,15 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _name_constants(node: ir.Node) -> None:
+def _name_constants(node: ir.Node, taken: set[str]) -> None:
     """Constants that torch numbered are called after the first node that reads them."""
     for index, value in enumerate(node.inputs):
-        if value is not None and value.is_initializer() and str(value.name).startswith(("val_", "node_")):
-            value.name = f"{node.name}.{index}"
+        if value is not None and value.is_initializer() and _is_numbered(str(value.name)):
+            value.name = _unique(f"{node.name}.{index}", taken)
+
+
+def _is_numbered(name: str) -> bool:
+    return name.startswith(("val_", "node_"))
 
 
 def _rename_initializers(model: ir.Model) -> None:

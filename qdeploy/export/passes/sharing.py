@@ -1,0 +1,38 @@
+"""Store once what is stored twice, and give every output of the model a value of its own.
+
+Contract: in, a valid model; out, the same function.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+_SMALLEST = 64  # elements; scales and zero points are left apart, under the names of their layers
+
+
+def merge_weights(model: ir.Model) -> None:
+    """One initializer for weights that are equal: those of a module that is called more than once. In place."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.size < _SMALLEST:
+            continue
+        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if kept is not value:
+            value.replace_all_uses_with(kept)
+            model.graph.initializers.pop(str(value.name))
+
+
+def separate_outputs(model: ir.Model) -> None:
+    """An output that is an input, a stored tensor or another output as well becomes a copy of it. In place.
+
+    Two values need two names, and the caller names the outputs.
+    """
+    seen: set[int] = set()
+    for index, value in enumerate(list(model.graph.outputs)):
+        if value.producer() is None or id(value) in seen:
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].shape, copy.outputs[0].dtype = value.shape, value.dtype
+            model.graph.append(copy)
+            model.graph.outputs[index] = copy.outputs[0]
+        seen.add(id(value))
