@@ -20,6 +20,7 @@ from qdeploy.cli import bench
 from qdeploy.core import records
 from qdeploy.core.errors import QDeployError
 from tests.bundles import unpack, write_bundle
+from tests.processes import accept_interrupts
 
 # The command as qdeploy/cli/main.py registers it.
 APP = """
@@ -202,7 +203,8 @@ def test_ctrl_c_stops_the_workers(build, tmp_path):
     script.write_text(textwrap.dedent(APP))
     command = [sys.executable, str(script), "bench", str(build), "--threads", "1", "--seconds", "300"]
     before = json.loads((build / "results.json").read_text())
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=accept_interrupts, **pipes) as process:
         children: list[str] = []
         while len(children) < 2 and process.poll() is None:
             time.sleep(0.05)

@@ -60,6 +60,7 @@ def test_help_imports_nothing_heavy():
 import sys
 from typer.testing import CliRunner
 from qdeploy.cli.main import app
+from tests.processes import accept_interrupts
 for arguments in (["--help"], ["build", "--help"], ["bench", "--help"], ["--version"]):
     assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
 heavy = {"torch", "torchvision", "lightning_fabric", "onnx", "onnxruntime", "numpy", "matplotlib", "sklearn"}
@@ -115,7 +116,8 @@ def test_a_command_may_choose_its_exit_code():
 
 def test_ctrl_c_is_one_line():
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), "probe", "wait"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=accept_interrupts, **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
