@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from qdeploy import __version__
 from qdeploy.cli import main
+from tests.processes import accept_interrupts
 
 COMMANDS = {"build", "bench", "inspect", "verify", "doctor", "list"}
 # A program with the real command line and one more command, which does what a test wants to see handled.
@@ -60,7 +61,6 @@ def test_help_imports_nothing_heavy():
 import sys
 from typer.testing import CliRunner
 from qdeploy.cli.main import app
-from tests.processes import accept_interrupts
 for arguments in (["--help"], ["build", "--help"], ["bench", "--help"], ["--version"]):
     assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
 heavy = {"torch", "torchvision", "lightning_fabric", "onnx", "onnxruntime", "numpy", "matplotlib", "sklearn"}
