@@ -104,7 +104,7 @@ def _capture_error(model: nn.Module, error: Exception) -> QDeployError:
     if "specialized it to be a constant" in str(error):
         return QDeployError(
             f"{type(model).__name__} accepts one batch size only: its code makes the batch a constant.",
-            "Look for a reshape to a fixed first size, a loop over the batch, or int(x.shape[0]); "
+            "Look for a reshape to a fixed first size, a loop over the batch, len(x) or int(x.shape[0]); "
             "write x.flatten(1), or -1 for the batch.",
         )
     return QDeployError(

@@ -148,10 +148,10 @@ def _to_depthwise(graph_module: fx.GraphModule, node: fx.Node, affine: Affine) -
             _DEPTHWISE[spatial + 2], (affine.source, None, None, ones, [0] * spatial, ones, channels)
         )
     conv.meta.update(node.meta)
-    weight = affine.gain.float().reshape(channels, 1, *ones)
-    _set_weight_and_bias(graph_module, conv, weight, affine.offset.float())
     node.replace_all_uses_with(conv)
     graph_module.graph.erase_node(node)
+    weight = affine.gain.float().reshape(channels, 1, *ones)
+    _set_weight_and_bias(graph_module, conv, weight, affine.offset.float())
 
 
 def _set_weight_and_bias(graph_module: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor | None) -> None:

@@ -39,9 +39,10 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
         value = _constant(graph_module, node)
         if value is None:
             continue
-        set_parameter(graph_module, node.meta[LAYER], value)
+        path = f"{node.meta[LAYER]}.value"
+        set_parameter(graph_module, path, value)
         with graph.inserting_before(node):
-            constant = graph.get_attr(node.meta[LAYER])
+            constant = graph.get_attr(path)
         constant.meta["val"] = value
         node.replace_all_uses_with(constant)
         graph.erase_node(node)

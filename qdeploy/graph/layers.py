@@ -7,6 +7,7 @@ from torch import fx
 from qdeploy.graph.operators import operator_name
 
 LAYER = "qdeploy_layer"  # key in node.meta: the layer's readable, unique name
+_LAYERS = ("torch.nn.modules.", "torch.nn.utils.parametrize.Parametrized")
 
 
 def name_layers(graph_module: fx.GraphModule) -> None:
@@ -65,7 +66,7 @@ def _module(node: fx.Node) -> tuple[str, bool]:
         return "", False
     path, kind = stack[-1]
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    is_layer = kind.startswith("torch.nn.") and not kind.startswith("torch.nn.modules.container")
+    is_layer = kind.startswith(_LAYERS) and not kind.startswith("torch.nn.modules.container")
     return str(path), bool(path) and is_layer
 
 

@@ -135,14 +135,34 @@ def _exclude_padding(graph: fx.Graph, node: fx.Node) -> None:
     divisor = argument(node, 6, "divisor_override")
     source = node.args[0]
     assert isinstance(source, fx.Node)
+    pads = [p for size in reversed(padding) for p in (size, size)]
     if any(padding):
-        pads = [p for size in reversed(padding) for p in (size, size)]
         value = value_of(source)
         grown = [*value.shape[:2], *(n + 2 * p for n, p in zip(value.shape[2:], padding, strict=True))]
         source = insert(graph, aten.pad.default, (source, pads), value.new_empty(grown), before=node, like=node,
                         suffix=".pad")  # fmt: skip
     node.args = (source, kernel, stride, [0] * spatial, ceil_mode, False, *([] if divisor is None else [divisor]))
     node.kwargs = {}
+    _cut(graph, node)
+
+
+def _cut(graph: fx.Graph, node: fx.Node) -> None:
+    """Drop the last window where it starts in what was padding: torch leaves it out, and now nothing is padding."""
+    wanted = value_of(node)
+    source, *arguments = node.args
+    assert isinstance(source, fx.Node)
+    found: torch.Tensor = node.target(value_of(source), *arguments)  # type: ignore[operator]
+    node.meta["val"] = found
+    result = node
+    for axis in range(2, wanted.dim()):
+        if found.shape[axis] != wanted.shape[axis]:
+            size = wanted.shape[axis]
+            found = found.narrow(axis, 0, size)
+            after = result.next
+            cut = insert(graph, aten.slice.Tensor, (result, axis, 0, size), found, before=after, like=node,
+                         suffix=".cut")  # fmt: skip
+            result.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)  # type: ignore[misc]
+            result = cut
 
 
 def _each(value: Any, axes: int) -> list[int]:
