@@ -11,6 +11,6 @@ RUN pip install -c constraints.txt .
 
 RUN useradd --create-home qdeploy
 USER qdeploy
-WORKDIR /home/qdeploy/work
+WORKDIR /home/qdeploy/project
 ENTRYPOINT ["qdeploy"]
 CMD ["doctor"]
