@@ -98,7 +98,7 @@ def import_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         # Not the loader's own: that takes compiled code of the same second and size for the file's.
-        exec(compile(source, str(resolved), "exec"), vars(module))
+        exec(compile(source, str(resolved), "exec", dont_inherit=True), vars(module))
     except (SyntaxError, ImportError) as error:
         del sys.modules[name]
         raise _import_error(path, error) from error
