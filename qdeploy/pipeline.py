@@ -23,6 +23,7 @@ from qdeploy.bench import merge
 from qdeploy.bench import schedule as bench
 from qdeploy.bundle.pack import pack
 from qdeploy.core import plugins, records, sources
+from qdeploy.core.errors import QDeployError
 from qdeploy.core.files import sha256, write_atomic, write_json
 from qdeploy.core.records import Interval, Layer, Metric, Results, Variant
 from qdeploy.core.stages import Folders, Stage, execute, is_done, key_of
@@ -58,7 +59,7 @@ def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool
     folders = execute(stages, out / "stages", on_start=events.stage)
     _publish(folders["train"] / "checkpoint.safetensors", out)
     results_file = out / "results.json"
-    previous = records.load(Results, results_file) if results_file.is_file() else None
+    previous = _previous(results_file)
     results = merge.keep_latencies(_results(recipe, folders, out), previous)
     if measure and any(variant.latency is None for variant in results.variants):
         measured = bench.run(
@@ -70,6 +71,14 @@ def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool
         records.save(results, results_file)
         html.write(results, out / "report.html")
     return results
+
+
+def _previous(path: Path) -> Results | None:
+    """The results of an earlier build; None where there are none, or none that this version can read."""
+    try:
+        return records.load(Results, path)
+    except QDeployError:
+        return None  # it is written again, from the stages
 
 
 def pending(recipe: Recipe, out: Path) -> list[Stage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,3 +155,22 @@ def test_a_killed_build_resumes(recipe_file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "run  train" not in done.stderr
     assert json.loads((tmp_path / "results.json").read_text())["schema"] == records.RESULTS_SCHEMA
+
+
+def test_damaged_results_are_made_again(
+    built: tuple[Path, Results], recipe_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A file cut short, one lost, a results.json that is none: what depends on them is redone, the rest kept."""
+    out, results = built
+    copy = tmp_path_factory.mktemp("damaged") / "out"
+    shutil.copytree(out, copy)
+    (bundle,) = (copy / "stages/ptq-int8/bundle").glob("*/*.zip")
+    bundle.write_bytes(bundle.read_bytes()[:100])
+    (proof,) = (copy / "stages/ptq-int8/verify").glob("*/proof.json")
+    proof.unlink()
+    (copy / "results.json").write_text("{")
+    recipe = load(recipe_file)
+    assert {stage.name for stage in pipeline.pending(recipe, copy)} == {"ptq-int8/bundle", "ptq-int8/verify"}
+    again = pipeline.build(recipe, copy, measure=False)
+    assert [v.bundle_sha256 for v in again.variants] == [v.bundle_sha256 for v in results.variants]
+    assert runner.read_bundle(copy / "ptq-int8.qdeploy.zip")

@@ -56,8 +56,9 @@ def command(
 
     counts = None if threads is None else numbers(threads, "--threads")
     batches = numbers(batch, "--batch")
-    bundles = [bundle for path in paths for bundle in find_bundles(path)]
-    builds = [path for path in paths if _is_build(path)]
+    # A bundle or build that is named twice is measured once.
+    bundles = list({bundle.resolve(): bundle for path in paths for bundle in find_bundles(path)}.values())
+    builds = list({path.resolve(): path for path in paths if _is_build(path)}.values())
     if baseline is None and len(paths) == 1 and builds:
         baseline = _baseline_of(builds[0])
     console = Console()

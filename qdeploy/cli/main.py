@@ -5,6 +5,7 @@ The files of the commands import nothing heavy until they run, so that ``qdeploy
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -19,6 +20,15 @@ from qdeploy.cli import bench, build, doctor, inspect, verify
 from qdeploy.cli import list as list_
 from qdeploy.core.errors import QDeployError
 
+# What a disk may answer, and what helps.
+_DISK = {
+    errno.ENOSPC: "Free some space, or write elsewhere: --out.",
+    errno.EDQUOT: "Free some space, or write elsewhere: --out.",
+    errno.EROFS: "Write elsewhere: --out, --json.",
+    errno.EACCES: "Give yourself the right to write there, or write elsewhere: --out, --json.",
+    errno.EPERM: "Give yourself the right to write there, or write elsewhere: --out, --json.",
+}
+
 
 class Commands(TyperGroup):
     """The commands, with one end for each way of failing that is no bug."""
@@ -29,6 +39,11 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except _expected() as error:
             _show(error)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            _show(QDeployError(f"{error.filename or 'A file'}: {error.strerror}.", _DISK[error.errno]))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             _say_interrupted()

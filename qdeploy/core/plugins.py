@@ -102,6 +102,9 @@ def import_file(path: Path) -> Any:
     except (SyntaxError, ImportError) as error:
         del sys.modules[name]
         raise _import_error(path, error) from error
+    except SystemExit as error:
+        del sys.modules[name]
+        raise QDeployError(f"{path} ends Python when it is imported.", "Remove its call of sys.exit().") from error
     except BaseException:
         del sys.modules[name]
         raise

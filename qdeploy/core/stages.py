@@ -1,7 +1,7 @@
 """Content-addressed stages: run what is not there yet, and never leave half of anything.
 
 A stage's key is a hash of everything its result depends on. Its result is a folder of that key, made under a lock in
-a temporary place and moved into place when it is complete: a folder that is there is whole, a killed build resumes
+a temporary place and moved into place when it is complete, with the digest of every file: a killed build resumes
 behind the last complete one, and an unchanged build finds everything done.
 """
 
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.core.files import sha256, write_json
 
 Folders = Mapping[str, Path]
+DIGESTS = "digests.json"  # of every file of a result, in its folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ def folder_of(stage: Stage, store: Path) -> Path:
 
 
 def is_done(stage: Stage, store: Path) -> bool:
-    """Whether the stage's result is there."""
-    return folder_of(stage, store).is_dir()
+    """Whether the stage's result is there, and every file of it is what the stage wrote."""
+    return _is_whole(folder_of(stage, store))
 
 
 def execute(plan: Sequence[Stage], store: Path, *, on_start: Callable[[Stage], None] | None = None) -> dict[str, Path]:
@@ -58,15 +60,29 @@ def execute(plan: Sequence[Stage], store: Path, *, on_start: Callable[[Stage], N
     folders: dict[str, Path] = {}
     for stage in plan:
         folder = folder_of(stage, store)
-        if not folder.is_dir():
+        if not _is_whole(folder):
             with _locked(folder.with_name(f"{stage.key}.lock")):
                 # Another process may have made it while this one waited for the lock.
-                if not folder.is_dir():
+                if not _is_whole(folder):
                     if on_start is not None:
                         on_start(stage)
                     _make(stage, folder, {name: folders[name] for name in stage.inputs})
         folders[stage.name] = folder
     return folders
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a result is there and undamaged: a file cut short by a full disk must not be taken for a result."""
+    try:
+        expected = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(expected == _digests(folder))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def _make(stage: Stage, folder: Path, inputs: Folders) -> None:
@@ -75,7 +91,9 @@ def _make(stage: Stage, folder: Path, inputs: Folders) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{stage.key}."))
     try:
         stage.run(temporary, inputs)
+        write_json(temporary / DIGESTS, _digests(temporary))
         temporary.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)  # one that was damaged
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -126,7 +126,7 @@ class TrainRecipe(Strict):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     batch_size: Annotated[int, Field(ge=1)] = 64
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     schedule: Schedule = "cosine"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     device: Device = "auto"

@@ -21,6 +21,7 @@ from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.runner import preprocess
 from qdeploy.train import choices
+from qdeploy.train.reference import USER_ERRORS
 
 VALIDATION_BATCH = 256
 LOSSES: dict[str, Callable[..., Tensor]] = {"classification": F.cross_entropy}
@@ -99,6 +100,7 @@ def fit(
     loss_function = _loss_function(dataset.task, label_smoothing)
     metric = plugins.load("metric", dataset.metric)()
     train, validation = _tensors(dataset, "train"), _tensors(dataset, "validation")
+    _require_scores(model, train)
     batches = max(len(train[0]) // batch_size, 1)
     rate = _schedule(schedule, lr, epochs * batches)
     order = torch.Generator().manual_seed(seed)
@@ -200,6 +202,35 @@ def _schedule(name: str, lr: float, steps: int) -> Callable[[int], float]:
 def _set_lr(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def _require_scores(model: nn.Module, train: tuple[Tensor, Tensor]) -> None:
+    """Refuse a model that cannot be trained on these samples, before the first step."""
+    inputs, targets = train[0][:2], train[1]
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise QDeployError(
+            "The model has no parameters to train.", "Check that its layers are attributes of the module."
+        )
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(inputs)
+    except USER_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise QDeployError(
+            f"The model fails on a batch of shape {list(inputs.shape)}: {reason}.",
+            "Check the model's arguments against the data set's samples.",
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise QDeployError(
+            f"The model returns a {type(outputs).__name__}, not one tensor of scores.",
+            "Wrap it in a module that returns the scores alone.",
+        )
+    classes = int(targets.max()) + 1
+    if outputs.ndim != 2 or outputs.shape[1] < classes:
+        raise QDeployError(
+            f"The model returns scores of shape {list(outputs.shape)} for 2 samples of {classes} classes.",
+            "A classifier returns [samples, classes].",
+        )
 
 
 def device_kind(device: str) -> str:

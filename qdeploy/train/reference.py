@@ -17,6 +17,8 @@ from qdeploy.torchvision_remedy import make_importable
 if TYPE_CHECKING:
     from torch import nn
 
+# What a user's own code may raise for a reason that lies in it.
+USER_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, AssertionError)
 FORMS = 'Write "models/vgg.py:vgg11" (a Python file) or "torchvision.models:resnet18" (an installed module).'
 
 
@@ -86,7 +88,7 @@ def load_model(factory: str, *, base: Path | None = None, seed: int = 0, **kwarg
         torch.manual_seed(seed)
         try:
             model = make(**kwargs)
-        except (TypeError, ValueError, OSError) as error:
+        except (*USER_ERRORS, OSError) as error:
             raise QDeployError(f"{factory} with {kwargs or 'no arguments'} fails: {error}", _describe(make)) from error
     if not isinstance(model, torch.nn.Module):
         raise QDeployError(f"{factory} returns {type(model).__name__}, not a torch.nn.Module.", FORMS)

@@ -175,7 +175,7 @@ def test_answers_that_differ_and_threads_beyond_the_allowed_are_warned_of(pair, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seconds": 0.0}, "positive"),
+        ({"seconds": 0.0}, "no time"),
         ({"threads": [0]}, "positive"),
         ({"batches": [0]}, "positive"),
         ({"target": "locl"}, "no target named 'locl'"),

@@ -28,8 +28,9 @@ def write(text: str, log: list[str] | None = None, name: str = ""):
 
 
 def contents(store: Path) -> list[str]:
-    """Every file and folder of a store, but the locks."""
-    return sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.suffix != ".lock")
+    """Every file and folder of a store, but the locks and the digests."""
+    paths = [path for path in store.rglob("*") if path.suffix != ".lock" and path.name != "digests.json"]
+    return sorted(str(path.relative_to(store)) for path in paths)
 
 
 def test_results_flow_from_stage_to_stage(tmp_path):

@@ -207,3 +207,30 @@ def test_a_task_without_a_loss():
     with pytest.raises(QDeployError, match="no loss for the task 'classifcation'") as error:
         fit(network(), Other(), epochs=1, lr=0.1)
     assert "'classification'" in error.value.hint
+
+
+class _Answers(nn.Module):
+    """A model that answers in a way of its own."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(self.layer(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda y: (y, y), "returns a tuple"),
+        (lambda y: y, r"\[2, 3\] for 2 samples of 10 classes"),
+        (lambda y: y.reshape(-1, 7), "fails on a batch"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_the_first_step(answer, said):
+    from qdeploy.datasets.digits import Dataset
+
+    with pytest.raises(QDeployError, match=said):
+        fit(_Answers(answer), Dataset(), epochs=1, lr=1e-3)
