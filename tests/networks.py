@@ -68,6 +68,15 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def label(value: Any) -> str:
+    """What a test that takes networks and tensors is called."""
+    if isinstance(value, Tensor):
+        return "x".join(map(str, value.shape))
+    if isinstance(value, nn.Module):
+        return "+".join(type(module).__name__ for module in value.modules() if not list(module.children()))
+    return str(value)
+
+
 def samples(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

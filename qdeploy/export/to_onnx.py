@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import onnx
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.export.passes import codes, constants, names, reshapes, sharing
+from qdeploy.export.passes import codes, constants, float_layers, names, reshapes, sharing
 from qdeploy.export.passes import metadata as metadata_pass
 from qdeploy.export.translations import translations
 from qdeploy.graph.layers import LAYER
@@ -34,6 +35,7 @@ def to_onnx(
     constants.fold(model)
     reshapes.simplify(model)
     codes.on_codes(model)
+    float_layers.protect(model)
     constants.clean(model)
     sharing.merge_weights(model)
     sharing.separate_outputs(model)
@@ -66,13 +68,16 @@ def _export(graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> onnx.Mo
 def _export_error(error: BaseException) -> QDeployError:
     """What stopped the exporter, from beneath the advice that it wraps its errors in."""
     cause: BaseException = error
+    operator = ""
     while cause.__cause__ is not None:
         cause = cause.__cause__
         if isinstance(cause, QDeployError):
             return cause
+        named = re.search(r"target=torch\.ops\.(\w+\.\w+)", str(cause))
+        operator = f"{named[1]}: " if named else operator
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return QDeployError(
-        f"The model cannot be exported to ONNX: {lines[0] if lines else type(cause).__name__}",
+        f"The model cannot be exported to ONNX: {operator}{lines[0][:200] if lines else type(cause).__name__}",
         "torch.onnx.export(model, inputs, dynamo=True) on its own shows the whole message.",
     )
 

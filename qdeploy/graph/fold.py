@@ -13,7 +13,15 @@ from torch import Tensor, fx
 from qdeploy.graph.identities import drop_identities, fold_constants
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.linear import products_to_linear
-from qdeploy.graph.operators import argument, is_operator, set_parameter, shape_of, stored, tensor_at
+from qdeploy.graph.operators import (
+    argument,
+    delete_unused_parameters,
+    is_operator,
+    set_parameter,
+    shape_of,
+    stored,
+    tensor_at,
+)
 
 aten = torch.ops.aten
 
@@ -56,7 +64,7 @@ def fold(graph_module: fx.GraphModule) -> None:
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
     graph_module.delete_all_unused_submodules()
-    _delete_unused_parameters(graph_module)
+    delete_unused_parameters(graph_module)
     graph_module.recompile()
 
 
@@ -175,11 +183,3 @@ def _set_weight_and_bias(graph_module: fx.GraphModule, layer: fx.Node, weight: T
 
 def _read_by_others(graph: fx.Graph, path: str, layer: fx.Node) -> bool:
     return any(set(node.users) - {layer} for node in graph.nodes if node.op == "get_attr" and node.target == path)
-
-
-def _delete_unused_parameters(graph_module: fx.GraphModule) -> None:
-    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
-    names = [n for n, _ in (*graph_module.named_parameters(), *graph_module.named_buffers()) if n not in used]
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        delattr(graph_module.get_submodule(owner), leaf)

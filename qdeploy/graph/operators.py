@@ -49,6 +49,17 @@ def set_parameter(module: torch.nn.Module, path: str, value: Tensor) -> None:
     module._parameters[name] = torch.nn.Parameter(value, value.is_floating_point())
 
 
+def delete_unused_parameters(graph_module: fx.GraphModule) -> None:
+    """Delete the parameters and buffers of the model that its graph no longer reads; those of its modules stay."""
+    nodes = graph_module.graph.nodes
+    used = {str(node.target) for node in nodes if node.op == "get_attr"}
+    called = tuple(f"{node.target}." for node in nodes if node.op == "call_module")
+    for name in [n for n, _ in (*graph_module.named_parameters(), *graph_module.named_buffers())]:
+        if name not in used and not name.startswith(called):
+            owner, _, leaf = name.rpartition(".")
+            delattr(graph_module.get_submodule(owner), leaf)
+
+
 def stored(node: Any) -> bool:
     """Whether ``node`` is a parameter or buffer of the model."""
     return isinstance(node, fx.Node) and node.op == "get_attr"

@@ -11,7 +11,7 @@ from torch import fx
 
 from qdeploy.core import affine
 from qdeploy.core.errors import QDeployError
-from qdeploy.graph.operators import argument, tensor_at
+from qdeploy.graph.operators import argument, delete_unused_parameters, tensor_at
 from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range, is_clip
 from qdeploy.quant.quantizer import ActivationQuantizer, BiasQuantizer
 
@@ -27,6 +27,7 @@ def convert(graph_module: fx.GraphModule, placement: Placement) -> None:
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
     graph_module.delete_all_unused_submodules()
+    delete_unused_parameters(graph_module)
     graph_module.recompile()
 
 

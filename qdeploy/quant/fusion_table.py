@@ -58,7 +58,7 @@ TABLE = (
     Row("aten.clamp", "Clip", Role.CLIP, "", "The quantizer's range is the clip's, or codes are clipped."),
     Row("aten.max_pool2d", "MaxPool", Role.MOVE, "MaxPool", "The largest code is the largest value; runs on uint8."),
     Row("aten.max_pool1d", "MaxPool", Role.MOVE, "MaxPool", "Takes one spatial axis as well."),
-    Row("aten.flatten", "Flatten", Role.MOVE, "Flatten", "Moves codes."),
+    Row("aten.flatten", "Reshape", Role.MOVE, "Reshape", "Moves codes."),
     Row("aten.reshape", "Reshape", Role.MOVE, "Reshape", "Moves codes."),
     Row("aten.squeeze", "Squeeze", Role.MOVE, "Squeeze", "Moves codes."),
     Row("aten.unsqueeze", "Unsqueeze", Role.MOVE, "Unsqueeze", "Moves codes."),

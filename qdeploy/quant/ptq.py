@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qdeploy.core import affine, plugins
+from qdeploy.core.errors import QDeployError
 from qdeploy.core.qtensor import QTensor
 from qdeploy.core.scheme import QScheme
 from qdeploy.graph.operators import argument, tensor_at
@@ -66,7 +67,10 @@ def round_weights(
         if progress is not None:
             progress(layer.name)
         weight = tensor_at(graph_module, weight_of(layer)).detach().cpu().numpy()
-        scale = weight_scale(weight, layer_bias(graph_module, layer.node), layer, observer=weight_observer)
+        try:
+            scale = weight_scale(weight, layer_bias(graph_module, layer.node), layer, observer=weight_observer)
+        except QDeployError as error:
+            raise QDeployError(f"Quantizing the weight of {layer.name!r}: {error.message}", error.hint) from None
         codes = solve(weight, scale, layer.weight.scheme, seed=seed)
         zero_point = np.zeros(scale.shape, layer.weight.scheme.dtype)
         layer.weight.set(QTensor(codes, scale, zero_point, layer.weight.scheme, axis=0))

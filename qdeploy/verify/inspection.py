@@ -5,9 +5,10 @@ from __future__ import annotations
 import onnx
 
 from qdeploy.core.records import Layer
+from qdeploy.quant.fusion_table import reason_for_float
 from qdeploy.runtimes.onnxruntime import optimized_graph
 from qdeploy.verify.artifact import IntegerLayer, integer_layers, parse
-from qdeploy.verify.coverage import Coverage, kernels_by_layer
+from qdeploy.verify.coverage import Coverage, kernels_by_layer, runs_in_integers
 
 
 def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
@@ -22,13 +23,15 @@ def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
         if layer is None and (integer is None or integer.output is None):
             continue
         value = integer.output.name if integer is not None and integer.output is not None else node.name
+        kernel = layer.kernel if layer else kernels.get(node.name) or kernels.get(value) or node.op_type
+        runs = layer.integer if layer else runs_in_integers([kernel])
         records.append(
             Layer(
                 name=node.name,
                 op=node.op_type,
-                kernel=layer.kernel if layer else kernels.get(node.name) or kernels.get(value) or node.op_type,
-                integer=layer.integer if layer else True,
-                reason=layer.reason if layer else "",
+                kernel=kernel,
+                integer=runs,
+                reason="" if runs else layer.reason if layer else reason_for_float(node.op_type),
                 macs=layer.macs if layer else 0,
                 weight_bits=_weight_bits(integer),
                 activation_bits=8 if integer and integer.output else None,

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from qdeploy import runner
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import Layer
+from qdeploy.quant.fusion_table import reason_for_float
 from qdeploy.runtimes.onnxruntime import Runtime
-from qdeploy.verify.coverage import Coverage, coverage
+from qdeploy.verify.coverage import Coverage, coverage, runs_in_integers
 from qdeploy.verify.evaluate import Evaluation, evaluate
 from qdeploy.verify.parity import LayerParity, Parity, parity
 
@@ -75,12 +76,12 @@ def layer_records(
     for name in dict.fromkeys((*_order(proof), *covered)):
         layer, seen = covered.get(name), checked.get(name)
         weight, output = weights.get(name), activations.get(seen.value if seen else name)
-        op = layer.op if layer else seen.op if seen else ""
+        op, kernel = (layer.op, layer.kernel) if layer else (seen.op, seen.kernel) if seen else ("", "")
+        integer = layer.integer if layer else runs_in_integers([kernel])
+        reason = layer.reason if layer else reason_for_float(op)
         records.append(Layer(
-            name=name, op=op,
-            kernel=layer.kernel if layer else seen.kernel if seen else "",
-            integer=layer.integer if layer else True,
-            reason=float_reasons.get(name, layer.reason) if layer and not layer.integer else "",
+            name=name, op=op, kernel=kernel, integer=integer,
+            reason="" if integer else float_reasons.get(name, reason),
             macs=layer.macs if layer else 0,
             weight_bits=weight.bits if weight else None, activation_bits=output.bits if output else None,
             weights=weight.histogram if weight else None, activations=output.histogram if output else None,

@@ -104,3 +104,19 @@ def test_a_file_that_fails_leaves_no_half_made_module(tmp_path, user_modules):
         with pytest.raises(ZeroDivisionError):
             plugins.load("observer", str(path))
         assert not [name for name in sys.modules if name.startswith("qdeploy_user_broken")]
+
+
+def test_a_file_that_is_no_python_names_its_line(tmp_path, user_modules):
+    path = tmp_path / "typo.py"
+    path.write_text("import math\n\nclass Observer\n    pass\n")
+    for _ in range(2):  # nothing of it stays behind
+        with pytest.raises(QDeployError, match=r"typo\.py, line 3: expected ':'") as caught:
+            plugins.load("observer", str(path))
+        assert caught.value.hint == "Python reads: class Observer"
+
+
+def test_an_import_that_fails_is_named(tmp_path, user_modules):
+    path = tmp_path / "mine.py"
+    path.write_text("from absent_package import thing\n")
+    with pytest.raises(QDeployError, match=r"mine\.py cannot be imported: No module named 'absent_package'"):
+        plugins.load("observer", str(path))

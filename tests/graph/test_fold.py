@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 from qdeploy.graph.capture import capture
 from qdeploy.graph.fold import fold
-from tests.networks import Net, conv, conv1d, layer_names, operators, outputs_of, randomise, samples
+from tests.networks import Net, conv, conv1d, label, layer_names, operators, outputs_of, randomise, samples
 
 IMAGES, SEQUENCES, VECTORS = samples(4, 8, 6, 6), samples(4, 8, 10), samples(6, 16)
 
@@ -44,7 +44,7 @@ def folded(model: nn.Module, example: torch.Tensor = IMAGES) -> list[str]:
         (nn.Sequential(conv(), nn.Dropout2d(), nn.BatchNorm2d(8)), IMAGES, ["conv2d"]),
         (nn.Sequential(nn.Conv3d(2, 4, 2), nn.BatchNorm3d(4)), samples(2, 2, 4, 4, 4), ["conv3d"]),
     ],
-    ids=str,
+    ids=label,
 )
 def test_batch_norm_goes_into_the_layer_before_it(model, example, left):
     assert folded(model, example) == left
@@ -67,7 +67,7 @@ def test_batch_norm_goes_into_the_layer_before_it(model, example, left):
         (nn.Sequential(nn.Linear(10, 10), nn.BatchNorm1d(8)), SEQUENCES, ["linear", "conv1d"]),
         (nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8)), SEQUENCES, ["linear", "conv1d"]),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=label,
 )  # fmt: skip
 def test_batch_norm_that_stands_alone_is_a_depthwise_convolution(model, example, left):
     assert folded(model, example) == left
@@ -79,7 +79,7 @@ def test_batch_norm_that_stands_alone_is_a_depthwise_convolution(model, example,
         (nn.Sequential(conv(), nn.BatchNorm2d(8, track_running_stats=False)), IMAGES),  # statistics of the batch
         (nn.BatchNorm1d(16), VECTORS),
     ],
-    ids=str,
+    ids=label,
 )
 def test_batch_norm_that_cannot_be_folded_stays(model, example):
     assert folded(model, example)[-1] == "batch_norm"

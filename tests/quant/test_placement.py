@@ -300,6 +300,7 @@ def test_layers_kept_in_float32_by_name():
     net = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv(), nn.Flatten(), nn.Linear(512, 4))
     for pattern, kernels in (
         ("0", {"Conv": 1, "QLinearConv": 2, "QGemm": 1}),
+        ("2", {"Conv": 1, "QLinearConv": 2, "QGemm": 1}),  # between quantizers: its weights stay float32 all the same
         ("[24]", {"QLinearConv": 1, "QGemm": 1}),
         ("6", {"QLinearConv": 3, "Gemm": 1}),
         ("*", {"Gemm": 1}),

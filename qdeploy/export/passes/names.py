@@ -93,4 +93,5 @@ def _rename_initializers(model: ir.Model) -> None:
             kind = quantizer.removesuffix("_quantizer")
             renamed = renamed.replace(f"{quantizer}.codes", kind).replace(f"{quantizer}.", f"{kind}.")
         if renamed != name:
-            value.name = renamed
+            # A weight that a float32 layer reads as well keeps its name there.
+            value.name = _unique(renamed, set(model.graph.initializers))
