@@ -179,7 +179,7 @@ PATTERNS: dict[str, Run] = {
     "grouped and depthwise": lambda m, x: m.b(m.depthwise(m.grouped(x)).relu()),
     "padding='same' with an even kernel": lambda m, x: m.b(m.even(x).relu()),
     "transposed convolution": lambda m, x: m.b(m.up(m.a(x).relu()).relu()),
-    "pixel shuffle": lambda m, x: m.half(F.pixel_shuffle(m.a(x).relu(), 2)),
+    "pixel shuffle": lambda m, x: m.narrow(F.pixel_shuffle(m.a(x).relu(), 2)),
     "1 - x": lambda m, x: m.b(1 - m.a(x)),
     "x - y": lambda m, x: m.b(m.a(x) - m.c(x)),
     "x * x": lambda m, x: m.b(m.a(x).square()),
@@ -189,7 +189,7 @@ PATTERNS: dict[str, Run] = {
     "relu, pooling, relu": lambda m, x: m.b(F.max_pool2d(m.a(x).relu(), 2).relu()),
     "pooling, relu": lambda m, x: m.b(F.max_pool2d(m.a(x), 2).relu()),
     "reshapes in a row": lambda m, x: m.b(m.a(x).relu().reshape(-1, 4, 2, 144).transpose(1, 2).reshape(-1, 8, 12, 12)),
-    "the batch merged with channels": lambda m, x: m.half(m.a(x).relu().reshape(-1, 2, 12, 12)),
+    "the batch merged with channels": lambda m, x: m.narrow(m.a(x).relu().reshape(-1, 2, 12, 12)),
     "ceil_mode": lambda m, x: m.b(F.avg_pool2d(F.max_pool2d(m.a(x), 3, 2, 1, ceil_mode=True), 3, 2, ceil_mode=True)),
     "ceil_mode with padding": lambda m, x: m.b(F.avg_pool2d(m.a(x).relu(), 3, 2, 1, ceil_mode=True)),
     "padding that does not count": lambda m, x: m.b(F.avg_pool2d(m.a(x), 3, 2, 1, count_include_pad=False)),
@@ -217,7 +217,7 @@ PATTERNS: dict[str, Run] = {
 def test_pattern(name):
     torch.manual_seed(0)
     net = Net(
-        PATTERNS[name], a=conv(), b=conv(), c=conv(), half=conv(2, 4), valid=conv(padding=0, stride=2),
+        PATTERNS[name], a=conv(), b=conv(), c=conv(), narrow=conv(2, 4), valid=conv(padding=0, stride=2),
         grouped=conv(groups=2), depthwise=conv(groups=8), even=nn.Conv2d(8, 8, (2, 3), padding="same"),
         up=nn.ConvTranspose2d(8, 8, 2, 2), prelu=nn.PReLU(8), group=nn.GroupNorm(2, 8),
     )  # fmt: skip
