@@ -20,14 +20,16 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -42,9 +44,13 @@ except ImportError as _missing:
     sys.exit(2)
 
 SCHEMA = "qdeploy.bundle/1"
-# Larger members are refused before a byte of them is read. protobuf itself cannot hold a model of more than 2 GiB.
-MEMBER_LIMITS = {"manifest.json": 16 << 20, "model.onnx": 2 << 30, "golden.npz": 512 << 20}
-OTHER_MEMBER_LIMIT = 16 << 20
+# The files of a bundle in the order in which they lie in it, and the most bytes that each may have. protobuf itself
+# cannot hold a model of more than 2 GiB.
+# fmt: off
+MEMBERS = {
+    "manifest.json": 16 << 20, "model.onnx": 2 << 30, "golden.npz": 1 << 30, "run.py": 1 << 20, "README.md": 16 << 20,
+}
+# fmt: on
 THREAD_LIMIT = 256  # or as many as there are cores
 # onnxruntime's exceptions have no base class of their own.
 ORT_ERRORS = tuple(e for e in vars(_ort_state).values() if isinstance(e, type) and issubclass(e, Exception))
@@ -94,7 +100,7 @@ def environment() -> dict[str, Any]:
         "cores_present": os.cpu_count() or 1,
         "cores_allowed": allowed,
         "cores_reason": reason,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0,
+        "memory_bytes": memory_bytes(),
         "governor": _read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
         "emulator": emulator(),
         "system": platform.platform(),
@@ -102,6 +108,11 @@ def environment() -> dict[str, Any]:
         "onnxruntime": ort.__version__,
         "numpy": np.__version__,
     }
+
+
+def memory_bytes() -> int:
+    """The memory that this machine has; 0 where the system does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 def cpu_name_and_flags() -> tuple[str, set[str]]:
@@ -212,128 +223,390 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 # -------------------------------------------------------------------------------------------------- bundle reading
+# Everything that reads a bundle reads it here, on a device and in qdeploy alike: what one refuses, all refuse.
 
 
 def read_bundle(path: str | Path) -> dict[str, Any]:
     """Read and check a bundle: a NAME.qdeploy.zip or the folder that it was unpacked into.
 
     Returns {"manifest": dict, "model": bytes, "golden": {array name: ndarray}, "path": str, "sha256": str}; sha256
-    is the zip's, or for a folder that of its manifest (which holds the digest of every other file). Members are read
-    in memory by fixed names, nothing is extracted; every file that the manifest lists is checked against its digest.
+    is the zip's, or for a folder that of its manifest (which holds the digest of every other file).
+    """
+    members, sha256 = read_members(path)
+    manifest, golden = check_members(path, members)
+    return {"manifest": manifest, "model": members["model.onnx"], "golden": golden, "path": str(path), "sha256": sha256}
+
+
+def read_members(path: str | Path) -> tuple[dict[str, bytes], str]:
+    """The files of a bundle by name, and the sha256 that identifies it. Nothing is extracted, no name is a path.
+
+    A zip has to be byte for byte the one that ``zip_header`` and ``zip_directory`` make of its files: other names,
+    another order, compression, links, and bytes before, between or behind are refused. RunnerError.
     """
     path = Path(path)
-    if path.is_dir():
-        return _assemble(path, lambda name: _read_member_of_folder(path, name), None)
     try:
+        if path.is_dir():
+            members = {name: _read_member_of_folder(path / name, limit) for name, limit in MEMBERS.items()}
+            return members, hashlib.sha256(members["manifest.json"]).hexdigest()
         with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-                for name in names:
-                    _check_name(path, name)
-                _need(len(set(names)) == len(names), path, "it has two members of one name")
-                bundle = _assemble(path, lambda name: _read_member_of_zip(path, archive, name), digest.hexdigest())
+            return read_zip(file, os.fstat(file.fileno()).st_size, MEMBERS)
     except FileNotFoundError:
         raise RunnerError(f"There is no bundle {path}.", "Give a NAME.qdeploy.zip or an unpacked folder.") from None
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunnerError(f"{path} is not a readable bundle: {error}.", "Copy or build it again.") from None
-    unlisted = sorted(set(names) - set(bundle["manifest"]["files"]) - {"manifest.json"})
-    _need(not unlisted, path, f"its manifest does not list the member {unlisted[:1]}")
-    return bundle
+    except OSError as error:
+        raise RunnerError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise _invalid(path, error) from None
 
 
-def _assemble(path: Path, read: Callable[[str], bytes], sha256: str | None) -> dict[str, Any]:
-    raw = read("manifest.json")
-    manifest = _check_manifest(path, raw)
-    kept = {}
+def check_members(path: str | Path, members: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The manifest and the golden arrays of a bundle's files, checked against each other. RunnerError."""
+    manifest = parse_manifest(members["manifest.json"], path)
     for name, digest in manifest["files"].items():
-        data = read(name)
-        if hashlib.sha256(data).hexdigest() != digest:
+        if hashlib.sha256(members[name]).hexdigest() != digest:
             raise RunnerError(
                 f"{path}: {name} is not the file that the bundle was built with (its sha256 differs).",
                 "Copy or build the bundle again.",
             )
-        if name in ("model.onnx", "golden.npz"):
-            kept[name] = data
-    golden = _read_golden(path, kept["golden.npz"], manifest)
-    sha256 = sha256 or hashlib.sha256(raw).hexdigest()
-    return {"manifest": manifest, "model": kept["model.onnx"], "golden": golden, "path": str(path), "sha256": sha256}
-
-
-def _check_manifest(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        manifest = json.loads(raw)
+        return manifest, read_golden(manifest, members["golden.npz"])
     except ValueError as error:
-        raise RunnerError(f"{path}: manifest.json is not JSON: {error}.", "Build the bundle again.") from None
-    _need(isinstance(manifest, dict), path, "manifest.json is not an object")
-    if manifest.get("schema") != SCHEMA:
-        raise RunnerError(
-            f"{path} has schema {manifest.get('schema')!r}, this runner reads {SCHEMA!r}.",
-            "Use the run.py of that bundle, or the qdeploy that built it.",
+        raise _invalid(path, f"golden.npz: {error}") from None
+
+
+def _invalid(path: str | Path, what: object) -> RunnerError:
+    return RunnerError(
+        f"{path} is not a valid bundle: {what}.",
+        "A bundle is what `qdeploy build` writes: copy or build it again, and do not repack it.",
+    )
+
+
+def _read_member_of_folder(file: Path, limit: int) -> bytes:
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise ValueError(f"{file.name} is not a plain file")
+    if not file.exists():
+        raise ValueError(f"{file.name} is missing")
+    with file.open("rb") as opened:
+        return _read_exactly(opened, os.fstat(opened.fileno()).st_size, file.name, limit)
+
+
+def _read_exactly(file: IO[bytes], size: int, name: str, limit: int) -> bytes:
+    """``size`` bytes, which a header or a file system claims; no more are read, and no fewer are taken."""
+    if size > limit:
+        raise ValueError(f"{name} has {size:,} bytes, more than the {limit:,} that it may have")
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"it ends within {name}")
+    return data
+
+
+def zip_header(name: str, data: bytes) -> bytes:
+    """What stands in front of ``data`` in a zip of a bundle's kind: stored, dated 1980-01-01."""
+    encoded, utf8 = name.encode(), 0 if name.isascii() else 0x800
+    size, date = len(data), 1 << 5 | 1  # the first month and day of the first year that a zip can hold
+    fields = (b"PK\3\4", 20, utf8, 0, 0, date, zlib.crc32(data), size, size, len(encoded), 0)
+    return struct.pack("<4s5H3I2H", *fields) + encoded
+
+
+def zip_directory(headers: Sequence[bytes]) -> bytes:
+    """What ends a zip whose members have these headers, in order: plain files that everyone may read."""
+    listing, offset = b"", 0
+    for header in headers:
+        fields = (b"PK\1\2", 3 << 8 | 20, header[4:30], 0, 0, 0, 0o100644 << 16, offset)
+        listing += struct.pack("<4sH26s3H2I", *fields) + header[30:]
+        offset += len(header) + int.from_bytes(header[22:26], "little")
+    count = len(headers)
+    return listing + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(listing), offset, 0)
+
+
+def read_zip(file: IO[bytes], size: int, limits: Mapping[str, int]) -> tuple[dict[str, bytes], str]:
+    """The members of a zip of ``size`` bytes, which has to hold exactly those of ``limits``, in order; its sha256.
+
+    Each member has at most the bytes that ``limits`` gives it. ValueError for anything that is not as ``zip_header``
+    and ``zip_directory`` would have written it.
+    """
+    digest, members, headers, left = hashlib.sha256(), {}, [], size
+    for name, limit in limits.items():
+        found = file.read(30)
+        length, claimed = int.from_bytes(found[26:28], "little"), int.from_bytes(found[22:26], "little")
+        found += file.read(length)
+        _check_header(found, name, first=not headers)
+        left -= len(found)
+        if left < claimed <= limit:
+            raise ValueError(f"it ends within {name}")
+        data = _read_exactly(file, claimed, name, limit)
+        if found != (header := zip_header(name, data)):
+            raise ValueError(f"{name} is damaged: its checksum differs")
+        left -= len(data)
+        digest.update(header)
+        digest.update(data)
+        members[name] = data
+        headers.append(header)
+    directory = zip_directory(headers)
+    rest = file.read(max(len(directory), 30) + 256)
+    if rest != directory:
+        more = rest.startswith(b"PK\3\4")
+        name = rest[30 : 30 + int.from_bytes(rest[26:28], "little")].decode(errors="replace")
+        raise ValueError(f"it also holds {name!r}" if more else "its end is not what belongs behind its files")
+    digest.update(directory)
+    return members, digest.hexdigest()
+
+
+def _check_header(found: bytes, name: str, first: bool) -> None:
+    """Say what is wrong with a header that cannot be the one of the member ``name``."""
+    if first and not found.startswith(b"PK\3\4"):
+        raise ValueError("it is not a zip, or something stands in front of it")
+    if not found.startswith(b"PK\3\4"):
+        raise ValueError(f"{name} is missing")
+    if found[30:] != name.encode():
+        raise ValueError(f"it holds {found[30:].decode(errors='replace')!r} where {name} should be")
+    if found[6] & 1 or found[8:10] != b"\0\0":
+        raise ValueError(f"{name} is {'encrypted' if found[6] & 1 else 'compressed'} in it")
+    plain = zip_header(name, b"")
+    if found[:14] + found[26:] != plain[:14] + plain[26:]:  # all but checksum and sizes
+        raise ValueError(f"{name} has another header than `qdeploy build` gives it: it was repacked")
+
+
+def read_golden(manifest: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of golden.npz: one for each input and output, as the manifest promises them. ValueError otherwise."""
+    described = {f"input.{entry['name']}": (entry["raw"], entry["raw"]["shape"]) for entry in manifest["inputs"]}
+    described |= {f"output.{entry['name']}": (entry, entry["shape"][1:]) for entry in manifest["outputs"]}
+    members, _ = read_zip(io.BytesIO(data), len(data), {f"{name}.npy": len(data) for name in sorted(described)})
+    golden = {}
+    for name, (entry, shape) in described.items():
+        array = golden[name] = _read_npy(name, members[f"{name}.npy"])
+        wanted = [manifest["golden"]["samples"], *shape]
+        fits = len(wanted) == array.ndim and all(
+            n == m or isinstance(m, str) for n, m in zip(array.shape, wanted, strict=True)
         )
-    kinds = {"name": str, "method": str, "inputs": list, "outputs": list, "golden": dict, "files": dict}
-    for key, kind in kinds.items():
-        _need(isinstance(manifest.get(key), kind), path, f"its manifest has no valid {key!r}")
-    for entry in manifest["inputs"] + manifest["outputs"]:
-        _need(isinstance(entry, dict) and isinstance(entry.get("name"), str), path, "a graph input has no name")
-        _need(isinstance(entry.get("shape"), list), path, f"{entry['name']!r} has no shape")
-    for entry in manifest["inputs"]:
-        raw_spec, steps = entry.get("raw"), entry.get("preprocessing")
-        _need(isinstance(raw_spec, dict) and isinstance(steps, list), path, f"{entry['name']!r} has no preprocessing")
-        _need(isinstance(raw_spec.get("shape"), list) and "dtype" in raw_spec, path, f"{entry['name']!r} has no raw")
-    comparison = manifest["golden"].get("comparison")
-    _need(comparison in ("exact", "close"), path, f"its golden comparison is {comparison!r}")
-    for name in manifest["files"]:
-        _check_name(path, name)
-    for name in ("model.onnx", "golden.npz"):
-        _need(name in manifest["files"], path, f"its manifest lists no {name}")
-    return dict(manifest)
-
-
-def _read_golden(path: Path, data: bytes, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-        _need(size <= MEMBER_LIMITS["golden.npz"], path, "golden.npz unpacks to an absurd size")
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            golden = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunnerError(f"{path}: golden.npz cannot be read: {error}.", "Build the bundle again.") from None
-    wanted = [f"{kind}.{e['name']}" for kind in ("input", "output") for e in manifest[f"{kind}s"]]
-    for name in wanted:
-        _need(name in golden and golden[name].ndim > 0 and len(golden[name]), path, f"golden.npz lacks {name!r}")
-    _need(len({len(golden[name]) for name in wanted}) == 1, path, "golden.npz has unequal numbers of samples")
+        if array.dtype.name != entry["dtype"] or not fits:
+            raise ValueError(f"{name} is {array.dtype.name} {list(array.shape)}, not {entry['dtype']} {wanted}")
+        _check_range(array, entry, name)
     return golden
 
 
-def _check_name(path: Path, name: str) -> None:
-    plain = name not in ("", ".", "..") and not set(name) & set("/\\:\0")
-    _need(plain, path, f"it holds the unsafe file name {name!r}")
+def _read_npy(name: str, data: bytes) -> np.ndarray:
+    """A .npy file as ``np.lib.format`` writes it (version 1.0, C order), without ever making more of it than it is."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, TypeError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{name} is no array: {str(error).splitlines()[0]}") from None
+    if version != (1, 0) or fortran or dtype.kind not in "biuf" or not dtype.isnative:
+        raise ValueError(f"{name} is not stored as a plain array of numbers")
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{name} has not the size that its header claims")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()
 
 
-def _read_member_of_zip(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    _need(name in archive.namelist(), path, f"it lacks {name}")
-    _check_size(path, name, archive.getinfo(name).file_size)
-    return archive.read(name)
+# ------------------------------------------------------------------------------------------------------- manifest
+# What a manifest holds, as checks: a check is called with a value and with where it stands, and raises ValueError.
+
+Check = Callable[[Any, str], None]
+LARGEST = sys.float_info.max  # JSON can write larger whole numbers, which no array can hold
 
 
-def _read_member_of_folder(path: Path, name: str) -> bytes:
-    file = path / name
-    _need(file.is_file(), path, f"it lacks {name}")
-    _check_size(path, name, file.stat().st_size)
-    return file.read_bytes()
+def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
+    """The manifest in ``data`` (JSON, UTF-8) of the bundle ``path``, which holds what MANIFEST says and nothing else.
+
+    RunnerError for the first key that is wrong.
+    """
+    try:
+        found = json.loads(
+            data.decode(), object_pairs_hook=_without_repeats, parse_constant=_finite, parse_float=_finite
+        )
+        schema = found.get("schema") if isinstance(found, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, f"manifest.json is not JSON: {error}") from None
+    if schema != SCHEMA:
+        raise RunnerError(
+            f"{path} has schema {schema!r}, this version reads {SCHEMA!r}.",
+            "Use the run.py of that bundle, or the qdeploy that built it.",
+        )
+    try:
+        MANIFEST(found, "")
+        _check_together(found)
+    except ValueError as error:
+        raise _invalid(path, f"manifest.json: {error}") from None
+    return dict(found)
 
 
-def _check_size(path: Path, name: str, size: int) -> None:
-    limit = MEMBER_LIMITS.get(name, OTHER_MEMBER_LIMIT)
-    _need(size <= limit, path, f"{name} has {size:,} bytes, more than the {limit:,} that are sane")
+def check_preprocessing(steps: Any) -> None:
+    """RunnerError unless ``steps``, plain JSON data, are steps that ``preprocess`` can execute."""
+    try:
+        _list(_step)(json.loads(json.dumps(steps, allow_nan=False)), "preprocessing")
+    except (ValueError, TypeError) as error:
+        raise RunnerError(f"{error}.") from None
 
 
-def _need(condition: Any, path: Path, what: str) -> None:
-    if not condition:
-        raise RunnerError(f"{path} is not a valid bundle: {what}.", "Copy or build it again.")
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError(f"an object has a key twice: {sorted(key for key, _ in pairs)}")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text.replace("Infinity", "inf"))):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _check_together(manifest: dict[str, Any]) -> None:
+    """What concerns several keys at once."""
+    if sorted(manifest["files"]) != sorted(set(MEMBERS) - {"manifest.json"}):
+        raise ValueError(f"files lists {sorted(manifest['files'])}")
+    for name in ("qdeploy", "onnxruntime"):
+        if name not in manifest["versions"]:
+            raise ValueError(f"versions.{name} is missing")
+    if manifest["golden"]["comparison"] == "exact" and manifest["golden"]["tolerance"] != 0:
+        raise ValueError("golden.tolerance: an exact comparison has tolerance 0")
+    for kind in ("inputs", "outputs"):
+        names = [entry["name"] for entry in manifest[kind]]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{kind} has one name twice: {names}")
+
+
+def _object(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
+    known = {**required, **(optional or {})}
+
+    def check(value: Any, where: str) -> None:
+        prefix = f"{where}." if where else ""
+        if not isinstance(value, dict):
+            raise ValueError(f"{where or 'it'} is no object")
+        for key in required:
+            if key not in value:
+                raise ValueError(f"{prefix}{key} is missing")
+        for key, inner in value.items():
+            if key not in known:
+                raise ValueError(f"{prefix}{key} is an unknown key")
+            known[key](inner, prefix + key)
+
+    return check
+
+
+def _mapping(item: Check) -> Check:
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is no object")
+        for key, inner in value.items():
+            item(inner, f"{where}.{key}")
+
+    return check
+
+
+def _list(item: Check, least: int = 0) -> Check:
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, list) or len(value) < least:
+            raise ValueError(f"{where} is no list" + (f" of {least} or more" if least else ""))
+        for i, inner in enumerate(value):
+            item(inner, f"{where}[{i}]")
+
+    return check
+
+
+def _text(pattern: str = "(?s).*") -> Check:
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError(f"{where}: {value!r:.60} cannot stand here")
+
+    return check
+
+
+def _number(low: float = -LARGEST, high: float = LARGEST, *, whole: bool = False) -> Check:
+    kinds = (int,) if whole else (int, float)
+    words = f"{'whole ' * whole}number" + f" from {low:g}" * (low > -LARGEST) + f" to {high:g}" * (high < LARGEST)
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{where}: {value!r:.60} is no {words}")
+
+    return check
+
+
+def _one_of(*options: Any) -> Check:
+    def check(value: Any, where: str) -> None:
+        if not any(value is option or (isinstance(value, str) and value == option) for option in options):
+            raise ValueError(f"{where}: {value!r:.60} is none of {', '.join(map(str, options))}")
+
+    return check
+
+
+def _either(first: Check, second: Check) -> Check:
+    def check(value: Any, where: str) -> None:
+        try:
+            first(value, where)
+        except ValueError:
+            second(value, where)
+
+    return check
+
+
+def _or_null(item: Check) -> Check:
+    return lambda value, where: None if value is None else item(value, where)
+
+
+def _settings(value: Any, where: str, levels: int = 8) -> None:
+    """JSON data of any kind, but of few levels."""
+    if levels == 0:
+        raise ValueError(f"{where:.60} is nested too deeply")
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        _settings(item, f"{where}.{key}", levels - 1)
+
+
+def _interval(value: Any, where: str) -> None:
+    _list(_number())(value, where)
+    if len(value) != 2 or value[0] >= value[1]:
+        raise ValueError(f"{where}: {value} is not [low, high]")
+
+
+def _step(value: Any, where: str) -> None:
+    """One preprocessing step: an operation and exactly its arguments."""
+    op = value.get("op") if isinstance(value, dict) else None
+    if not isinstance(op, str) or op not in STEPS:
+        raise ValueError(f"{where}: {_unknown_operation(op)}")
+    _object({"op": _text(), **STEPS[op]})(value, where)
+
+
+# fmt: off
+TEXT, LABEL = _text(r"(?s).+"), _text(r"[^\x00-\x1f`|<>]+")  # a label is shown, and used in file names, as it is
+NUMBER, COUNT, SIZE, SHARE = _number(), _number(0, whole=True), _number(1, whole=True), _number(0, 1)
+PER_CHANNEL = _either(NUMBER, _list(NUMBER, 1))
+NUMERIC = ("bool", "int8", "uint8", "int32", "int64", "float16", "float32", "float64")
+DTYPE, SHAPE = _one_of(*NUMERIC, "int16", "uint16", "uint32", "uint64"), _list(_either(SIZE, TEXT))
+# What a preprocessing step says beside its "op": the arguments of the operation in OPERATIONS.
+STEPS: dict[str, dict[str, Check]] = {
+    "scale": {"factor": NUMBER}, "normalize": {"mean": PER_CHANNEL, "std": PER_CHANNEL},
+    "layout": {"from": TEXT, "to": TEXT}, "channel": {}, "cast": {"dtype": _one_of(*NUMERIC)},
+    "resize": {"height": SIZE, "width": SIZE}, "resize_shorter": {"size": SIZE},
+    "center_crop": {"height": SIZE, "width": SIZE},
+}
+TENSOR = {"name": TEXT, "dtype": DTYPE, "shape": SHAPE}
+# "range" is there where raw values do not fill their type: digits are uint8 from 0 to 16.
+RAW = _object({"dtype": DTYPE, "shape": SHAPE}, {"range": _interval})
+METRIC = _object({
+    "name": TEXT, "value": NUMBER, "low": NUMBER, "high": NUMBER, "samples": COUNT,
+    "higher_is_better": _one_of(True, False), "dataset": TEXT, "split": TEXT, "fingerprint": _text("[0-9a-f]*"),
+})
+LAYER = _object({
+    "name": TEXT, "op": TEXT, "kernel": TEXT, "integer": _one_of(True, False), "reason": _text(), "macs": COUNT,
+})
+MANIFEST = _object({
+    "schema": TEXT, "name": LABEL, "recipe": LABEL, "method": LABEL,
+    "model": _object({"file": _one_of("model.onnx"), "opset": COUNT}),
+    "inputs": _list(_object({**TENSOR, "raw": RAW, "preprocessing": _list(_step)}), 1),
+    "outputs": _list(_object(TENSOR), 1),
+    "task": LABEL, "classes": _list(_text()), "quantization": _mapping(_settings),
+    "metric": _or_null(METRIC),
+    "coverage": _or_null(_object({"integer_mac_share": SHARE, "layers": _list(LAYER)})),
+    "parity": _or_null(_object({"samples": COUNT, "outputs_checked": COUNT, "differing_codes": COUNT})),
+    "golden": _object({
+        "file": _one_of("golden.npz"), "samples": SIZE, "comparison": _one_of("exact", "close"),
+        "tolerance": _number(0),
+    }),
+    "versions": _mapping(_text()), "files": _mapping(_text("[0-9a-f]{64}")),
+})
+# fmt: on
 
 
 # -------------------------------------------------------------------------------------------------------- sessions
@@ -406,13 +679,17 @@ def preprocess(raw: np.ndarray, steps: list[dict[str, Any]]) -> np.ndarray:
         arguments = {key: value for key, value in step.items() if key != "op"}
         operation = OPERATIONS.get(step.get("op", ""))
         if operation is None:
-            close = difflib.get_close_matches(str(step.get("op")), OPERATIONS, n=1) or sorted(OPERATIONS)
-            raise RunnerError(f"There is no preprocessing op {step.get('op')!r}.", f"Known: {', '.join(close)}.")
+            raise RunnerError(_unknown_operation(step.get("op")))
         try:
             x = operation(x, **arguments)
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise RunnerError(f"Preprocessing {json.dumps(step)} fails on shape {x.shape}: {error}.") from None
     return np.ascontiguousarray(x)
+
+
+def _unknown_operation(op: Any) -> str:
+    close = difflib.get_close_matches(str(op), STEPS, n=1) or sorted(STEPS)
+    return f"There is no preprocessing op {op!r}. Known: {', '.join(close)}."
 
 
 def _scale(x: np.ndarray, factor: float) -> np.ndarray:
@@ -567,6 +844,7 @@ def compare_golden(bundle: dict[str, Any], outputs: dict[str, np.ndarray]) -> di
 # ----------------------------------------------------------------------------------------------------- timing loop
 
 ROUNDS = 20  # blocks that a measurement is cut into; the bootstrap resamples them
+SHORTEST, LONGEST = 0.01, 86400.0  # seconds to measure for; less than a few calls is noise
 STEADY = 0.05  # warm-up ends when three windows in a row have medians within this of each other
 
 
@@ -577,11 +855,20 @@ def bench_feeds(bundle: dict[str, Any], batch: int) -> dict[str, np.ndarray]:
     if batch < 1 or fixed not in (None, batch):
         takes = "at least 1" if fixed is None else f"always {fixed}"
         raise RunnerError(f"{manifest['name']} cannot run with a batch of {batch}: its batch is {takes}.")
-    raw = {}
-    for entry in manifest["inputs"]:
-        samples = bundle["golden"][f"input.{entry['name']}"]
-        raw[entry["name"]] = samples[np.arange(batch) % len(samples)]
-    return make_feeds(manifest, raw)
+    golden = {entry["name"]: bundle["golden"][f"input.{entry['name']}"] for entry in manifest["inputs"]}
+    fed = make_feeds(manifest, {name: samples[:1] for name, samples in golden.items()})
+    needed, there = batch * sum(array.nbytes for array in fed.values()), memory_bytes()
+    too_large = RunnerError(
+        f"A batch of {batch} does not fit this machine's memory ({there >> 20:,} MiB): its inputs alone take "
+        f"{needed >> 20:,} MiB.", "Use a smaller batch.",
+    )  # fmt: skip
+    if 0 < there < needed:
+        raise too_large
+    try:
+        raw = {name: samples[np.arange(batch) % len(samples)] for name, samples in golden.items()}
+        return make_feeds(manifest, raw)
+    except MemoryError:
+        raise too_large from None
 
 
 def time_block(call: Callable[[], Any], seconds: float) -> list[int]:
@@ -622,6 +909,12 @@ def warm_up(call: Callable[[], Any], limit_seconds: float = 3.0) -> dict[str, An
         steady = len(recent) == 3 and max(recent) <= min(recent) * (1 + STEADY)
         if steady or (len(recent) == 3 and time.perf_counter() > deadline):
             return {"call_seconds": recent[-1], "steady": steady}
+
+
+def check_seconds(seconds: float) -> None:
+    """RunnerError unless ``seconds`` is a time that one can measure for."""
+    if not SHORTEST <= seconds <= LONGEST:
+        raise RunnerError(f"{seconds} is no time to measure for.", f"Give {SHORTEST} to {LONGEST:.0f} seconds.")
 
 
 def plan_blocks(seconds: float, slowest_call_seconds: float) -> tuple[int, float]:
@@ -746,18 +1039,24 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=int, help="threads of the session (default: the cores that are allowed)")
     common.add_argument("--json", action="store_true", help="print JSON")
 
-    command = commands.add_parser("selftest", parents=[common], help="compare with the golden outputs")
-    command.set_defaults(run=_command_selftest)
-    command = commands.add_parser("bench", parents=[common], help="measure latency and throughput")
+    def add(name: str, run: Callable[[argparse.Namespace], int], what: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, parents=[common], help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"Example: {example}"
+        )
+        command.set_defaults(run=run)
+        return command
+
+    add("selftest", _command_selftest, "compare with the golden outputs", "python run.py selftest")
+    command = add("bench", _command_bench, "measure latency and throughput", "python run.py bench --threads 1")
     command.add_argument("--batch", type=int, default=1, help="samples a call (default 1)")
     command.add_argument("--seconds", type=float, default=2.0, help="measuring time (default 2)")
-    command.set_defaults(run=_command_bench)
-    command = commands.add_parser("predict", parents=[common], help="run the model on samples of your own")
+    command = add(
+        "predict", _command_predict, "run the model on samples of your own", "python run.py predict image.png"
+    )
     command.add_argument("file", type=Path, help=".npy or .npz with one raw sample or several, or an image")
     command.add_argument("--top", type=int, default=3, help="classes to show (default 3)")
-    command.set_defaults(run=_command_predict)
-    command = commands.add_parser("worker", help="serve a bench over stdin and stdout")
-    command.set_defaults(run=_command_worker)
+    # What a bench starts and talks to; without a help text it is not listed.
+    commands.add_parser("worker", description=Worker.__doc__).set_defaults(run=_command_worker)
     return parser
 
 
@@ -784,6 +1083,7 @@ def _command_selftest(options: argparse.Namespace) -> int:
 
 
 def _command_bench(options: argparse.Namespace) -> int:
+    check_seconds(options.seconds)
     worker, path = Worker(), _bundle_path(options)
     loaded = worker.load(str(path), options.threads, options.batch)
     record, name, threads = loaded["environment"], loaded["golden"]["name"], loaded["threads"]
@@ -808,6 +1108,8 @@ def _command_bench(options: argparse.Namespace) -> int:
 
 
 def _command_predict(options: argparse.Namespace) -> int:
+    if options.top < 1:
+        raise RunnerError(f"{options.top} classes cannot be shown.", "Give --top 1 or more.")
     bundle = read_bundle(_bundle_path(options))
     manifest = bundle["manifest"]
     outputs = predict(bundle, read_samples(options.file, manifest), options.threads)
@@ -852,7 +1154,7 @@ def read_samples(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
         if path.suffix.lower() in (".npy", ".npz"):
             loaded = np.load(path, allow_pickle=False)
         else:
-            loaded = _read_image(path, inputs[0]["raw"]["shape"])
+            loaded = _read_image(path, inputs[0]["raw"])
         arrays = {name.removeprefix("input."): loaded[name] for name in loaded} if hasattr(loaded, "files") else {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RunnerError(f"{path} cannot be read: {error}.") from None
@@ -876,10 +1178,15 @@ def _as_batch(path: Path, array: np.ndarray, raw: dict[str, Any]) -> np.ndarray:
     converted = batch.astype(raw["dtype"])
     if not np.array_equal(converted, batch):
         raise RunnerError(f"{path} holds {array.dtype} values that the raw type {raw['dtype']} cannot represent.")
+    try:
+        _check_range(converted, raw, path)
+    except ValueError as error:
+        raise RunnerError(f"{error}.", "Give raw samples, scaled as those in golden.npz are.") from None
     return converted
 
 
-def _read_image(path: Path, shape: list[Any]) -> np.ndarray:
+def _read_image(path: Path, raw: dict[str, Any]) -> np.ndarray:
+    shape = raw["shape"]
     try:
         from PIL import Image
     except ImportError:
@@ -888,14 +1195,40 @@ def _read_image(path: Path, shape: list[Any]) -> np.ndarray:
         ) from None
     if len(shape) not in (2, 3):
         raise RunnerError(f"This model takes raw samples of shape {shape}, which is not an image.", "Give a .npy file.")
-    with Image.open(path) as opened:
-        image = opened.convert("L" if len(shape) == 2 or shape[-1] == 1 else "RGB")
+    try:
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):  # converting would cut values off at 255
+                raise RunnerError(
+                    f"{path.name} has more than 8 bits a channel.", "Save it with 8, or give a .npy file."
+                )
+            image = opened.convert("L" if len(shape) == 2 or shape[-1] == 1 else "RGB")
+    except Image.DecompressionBombError as error:
+        raise RunnerError(f"{path} cannot be read: {error}", "Make it smaller.") from None
     height, width = shape[:2]
     if isinstance(height, int) and isinstance(width, int) and image.size != (width, height):
         print(f"note: {path.name} is resized from {image.size} to {(width, height)}", file=sys.stderr)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    array = np.asarray(image)
+    array = _to_range(np.asarray(image), raw, path)
     return array[..., None] if len(shape) == 3 and array.ndim == 2 else array
+
+
+def _to_range(pixels: np.ndarray, raw: dict[str, Any], path: Path) -> np.ndarray:
+    """Pixels 0..255 as raw values, where those have another range. An image that is within it holds raw values."""
+    low, high = raw.get("range", (0, 255))
+    if (low, high) == (0, 255) or low <= pixels.min() <= pixels.max() <= high:
+        return pixels
+    print(f"note: the pixels of {path.name}, 0 to 255, are scaled to raw values, {low:g} to {high:g}", file=sys.stderr)
+    scaled = low + pixels * np.float64((high - low) / 255)
+    return scaled.astype(raw["dtype"]) if np.dtype(raw["dtype"]).kind == "f" else np.rint(scaled)
+
+
+def _check_range(values: np.ndarray, raw: dict[str, Any], what: object) -> None:
+    """ValueError where ``values`` are outside the range that raw samples have."""
+    if "range" not in raw:
+        return
+    low, high = raw["range"]
+    if values.size and not low <= values.min() <= values.max() <= high:
+        raise ValueError(f"{what} has values from {values.min():g} to {values.max():g}, not from {low:g} to {high:g}")
 
 
 def _command_worker(_: argparse.Namespace) -> int:

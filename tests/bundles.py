@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qdeploy import runner
+from qdeploy.bundle.archive import archive, npz
 
 STEPS: list[dict[str, Any]] = [
     {"op": "channel"},
@@ -63,6 +64,7 @@ def write_bundle(folder: Path, name: str = "ptq-int8", method: str = "ptq", **ma
     raw = np.random.default_rng(0).integers(0, 17, (8, 8, 8), dtype=np.uint8)
     outputs = runner.make_session(model, 1).run(["output"], {"input": runner.preprocess(raw, STEPS)})[0]
     comparison = {"comparison": "close", "tolerance": 1e-4} if method == "float32" else {"comparison": "exact"}
+    metric = {"name": "top1", "value": 0.98, "low": 0.97, "high": 0.99, "samples": 360, "higher_is_better": True}
     fields = {
         "schema": "qdeploy.bundle/1",
         "name": name,
@@ -74,7 +76,7 @@ def write_bundle(folder: Path, name: str = "ptq-int8", method: str = "ptq", **ma
                 "name": "input",
                 "dtype": "float32",
                 "shape": ["batch", 1, 8, 8],
-                "raw": {"dtype": "uint8", "shape": [8, 8]},
+                "raw": {"dtype": "uint8", "shape": [8, 8], "range": [0, 16]},
                 "preprocessing": STEPS,
             }
         ],
@@ -82,24 +84,23 @@ def write_bundle(folder: Path, name: str = "ptq-int8", method: str = "ptq", **ma
         "task": "classification",
         "classes": CLASSES,
         "quantization": {},
-        "metric": {"name": "top1", "value": 0.98, "low": 0.97, "high": 0.99, "samples": 360, "higher_is_better": True},
+        "metric": {**metric, "dataset": "digits", "split": "evaluation", "fingerprint": "0123abcd"},
         "coverage": {"integer_mac_share": 0.0 if method == "float32" else 1.0, "layers": []},
+        "parity": None,
         "golden": {"file": "golden.npz", "samples": 8, "tolerance": 0.0, **comparison},
+        "versions": {"qdeploy": "0.1.0", "onnxruntime": "1.31.1"},
         **manifest,
     }
-    golden = io.BytesIO()
-    np.savez(golden, **{"input.input": raw, "output.output": outputs})
-    files = {"model.onnx": model, "golden.npz": golden.getvalue(), "run.py": b"raise SystemExit('never run me')\n"}
-    return write_members(folder / f"{name}.qdeploy.zip", fields, files)
+    golden = npz({"input.input": raw, "output.output": outputs})
+    files = {"model.onnx": model, "golden.npz": golden, "run.py": b"raise SystemExit('never run me')\n"}
+    return write_members(folder / f"{name}.qdeploy.zip", fields, {**files, "README.md": b"# A bundle\n"})
 
 
 def write_members(path: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> Path:
-    """Zip ``files`` with a manifest that lists their true digests."""
+    """Zip ``files`` with a manifest that lists their true digests, as ``qdeploy.bundle`` lays a zip out."""
     manifest = {**manifest, "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in {"manifest.json": json.dumps(manifest).encode(), **files}.items():
-            archive.writestr(name, data)
+    path.write_bytes(archive({"manifest.json": json.dumps(manifest).encode(), **files}))
     return path
 
 
@@ -108,6 +109,14 @@ def read_members(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     return json.loads(files.pop("manifest.json")), files
+
+
+def shift_golden(files: dict[str, bytes], step: float, at: Any = ...) -> dict[str, bytes]:
+    """``files`` with the golden outputs moved by ``step`` where ``at`` indexes them."""
+    with np.load(io.BytesIO(files["golden.npz"])) as loaded:
+        arrays = dict(loaded)
+    arrays["output.output"][at] += np.float32(step)
+    return {**files, "golden.npz": npz(arrays)}
 
 
 def unpack(path: Path, folder: Path) -> Path:

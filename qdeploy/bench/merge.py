@@ -6,6 +6,8 @@ import dataclasses
 
 from qdeploy.core.records import Bench, Latency, Results
 
+MUCH_SHORTER = 0.5  # of the time that the times which are there took
+
 
 def with_latencies(results: Results, bench: Bench) -> Results:
     """``results`` with the latencies of the bench's first setting (threads and batch), and its environment.
@@ -25,6 +27,27 @@ def with_latencies(results: Results, bench: Bench) -> Results:
         measured = {digest: dataclasses.replace(latency, speedup=None) for digest, latency in measured.items()}
     variants = tuple(dataclasses.replace(v, latency=measured.get(v.bundle_sha256)) for v in results.variants)
     return dataclasses.replace(results, variants=variants, environment=bench.environment)
+
+
+def better_measured(results: Results, bench: Bench) -> float | None:
+    """The seconds for which ``results`` timed its bundles, where that is much longer than ``bench`` timed them.
+
+    None where the bench may take their place: it was not much shorter, or it is the first of one of the bundles.
+    """
+    new: dict[str, float] = {}
+    for row in bench.rows:  # the longest, of several settings
+        digest = row.latency.bundle_sha256
+        new[digest] = max(new.get(digest, 0.0), _seconds(row.latency))
+    both = [(v.latency, new[v.bundle_sha256]) for v in results.variants if v.bundle_sha256 in new]
+    if not both or any(latency is None or latency.withheld is not None for latency, _ in both):
+        return None
+    old = [_seconds(latency) for latency, _ in both if latency is not None]
+    return min(old) if max(seconds for _, seconds in both) < MUCH_SHORTER * min(old) else None
+
+
+def _seconds(latency: Latency) -> float:
+    """The time for which a latency was measured, all of its calls together."""
+    return latency.calls * latency.batch / latency.throughput_per_s if latency.throughput_per_s else 0.0
 
 
 def keep_latencies(results: Results, previous: Results | None) -> Results:

@@ -24,10 +24,10 @@ from qdeploy.bench.traps import DOT_PRODUCT, X86, machine_traps
 from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import Bench, BenchRow, Environment, Interval, Latency, from_json
+from qdeploy.runtimes._errors import qdeploy_errors
 
 Progress = Callable[[str, float], None]  # what is being done, share of the whole bench that is done (0..1)
 
-SHORTEST, LONGEST = 0.01, 86400.0  # seconds; less than a few calls is noise
 WARM_UP_SECONDS = 3.0  # at most, a bundle and setting
 SECONDS_FOR_PROCESSES = 1.0
 NOISY = 0.10  # an interval wider than this share of its p50 is worth a warning
@@ -53,8 +53,8 @@ def run(
     """
     if not bundles:
         raise QDeployError("There is nothing to measure.", "Name a bundle, or a folder that `qdeploy build` made.")
-    if not SHORTEST <= seconds <= LONGEST:
-        raise QDeployError(f"{seconds} is no time to measure for.", f"Give {SHORTEST} to {LONGEST:.0f} seconds.")
+    with qdeploy_errors():
+        runner.check_seconds(seconds)
     if min([*batches, *(threads or [1])]) < 1:
         raise QDeployError("Threads and batches are positive numbers.", "For example --threads 1 --batch 1.")
     subjects = read_subjects(bundles)

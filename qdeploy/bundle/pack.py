@@ -11,15 +11,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdeploy import runner
 from qdeploy.bundle import card, manifest
-from qdeploy.bundle.archive import CARD, GOLDEN, MANIFEST, MODEL, RUNNER, archive, npz, read_members
+from qdeploy.bundle.archive import CARD, GOLDEN, MANIFEST, MODEL, RUNNER, archive, npz
 from qdeploy.bundle.manifest import Manifest
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.files import write_atomic
+from qdeploy.runtimes._errors import qdeploy_errors
 
 _UNKNOWN = "0" * 64  # the card's digest while the card, which does not show it, is being written
 
@@ -72,10 +73,12 @@ def pack(
     }
     draft = manifest.build(fields, str(path))
     _check_model(draft, graph.graph, path)
-    _check_golden(draft, golden, path)
     files[CARD] = card.render(draft).encode()
     final = manifest.build(fields | {"files": _digests(files)}, str(path))
-    data = archive({MANIFEST: final.to_json(), **files})
+    members = {MANIFEST: final.to_json(), **files}
+    with qdeploy_errors():
+        runner.check_members(path, members)
+    data = archive(members)
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -83,19 +86,17 @@ def pack(
 def unpack(path: Path, folder: Path) -> Manifest:
     """Write the five files of the bundle ``path`` into ``folder``, made if need be, and return the manifest.
 
-    Everything is checked before the first byte is written: names, sizes, and the sha256 that the manifest gives for
-    each file. A bundle that fails is a QDeployError and leaves nothing behind.
+    Everything is checked before the first byte is written, as ``runner.read_bundle`` checks it. A bundle that fails
+    is a QDeployError and leaves nothing behind.
     """
-    members = read_members(path)
-    found = manifest.parse(members[MANIFEST], f"{path}: {MANIFEST}")
-    for name, expected in found.files.items():
-        if hashlib.sha256(members[name]).hexdigest() != expected:
-            raise QDeployError(f"{path}: {name} is not the file that the manifest lists.", "Fetch the bundle again.")
+    with qdeploy_errors():
+        members, _ = runner.read_members(path)
+        runner.check_members(path, members)
     if folder.exists() and not folder.is_dir():
         raise QDeployError(f"{folder} is a file, not a folder.", "Name a folder to unpack into.")
     for name, data in members.items():
         write_atomic(folder / name, data)
-    return found
+    return manifest.parse(members[MANIFEST], str(path))
 
 
 def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -132,20 +133,3 @@ def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | None]]:
 
 def _known(shape: Sequence[int | str]) -> list[int | None]:
     return [dimension if isinstance(dimension, int) else None for dimension in shape]
-
-
-def _check_golden(found: Manifest, golden: Mapping[str, NDArray[Any]], path: Path) -> None:
-    """There is one array for each input and output and no other, all of the same length, of the types listed."""
-    samples = found.golden.samples
-    expected: dict[str, tuple[str, list[int | None]]] = {}
-    expected |= {f"input.{item.name}": (item.raw.dtype, _known(item.raw.shape)) for item in found.inputs}
-    expected |= {f"output.{item.name}": (item.dtype, _known(item.shape[1:])) for item in found.outputs}
-    if set(golden) != set(expected):
-        raise QDeployError(f"{path}: the golden arrays are {sorted(golden)}, not {sorted(expected)}.")
-    for name, (dtype, shape) in expected.items():
-        array = golden[name]
-        have = array.shape[1:]
-        fits = len(shape) == len(have) and all(a in (None, b) for a, b in zip(shape, have, strict=True))
-        if array.dtype != np.dtype(dtype) or len(array) != samples or not fits:
-            wanted = " x ".join(str(d) if d else "any" for d in (samples, *shape))
-            raise QDeployError(f"{path}: golden {name} is {array.dtype} {array.shape}, not {dtype} {wanted}.")

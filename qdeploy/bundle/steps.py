@@ -1,7 +1,7 @@
-"""The preprocessing steps that a manifest may hold: what each one says, and what it says in words.
+"""The preprocessing steps that a manifest may hold, in words.
 
-A step is data. ``qdeploy.runner.preprocess`` is the only code that executes one; these models refuse a step that it
-would not know before the step gets into a bundle.
+A step is data. ``qdeploy.runner.preprocess`` is the only code that executes one, and ``runner.STEPS`` says what each
+may hold.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Size = Annotated[int, Field(ge=1)]
-PerChannel = float | Annotated[tuple[float, ...], Field(min_length=1)]
+PerChannel = float | tuple[float, ...]
 
 
-class Strict(BaseModel):
-    """What every part of a manifest is: frozen, no unknown keys, no conversions, no NaN."""
+class Part(BaseModel):
+    """What every part of a manifest is: frozen, and without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Scale(Strict):
+class Scale(Part):
     """x.astype(float32) * float32(factor)."""
 
     op: Literal["scale"]
@@ -34,7 +33,7 @@ class Scale(Strict):
         return f"convert to float32 and {amount}"
 
 
-class Normalize(Strict):
+class Normalize(Part):
     """(x - mean) / std, per channel on the last axis."""
 
     op: Literal["normalize"]
@@ -46,19 +45,19 @@ class Normalize(Strict):
         return f"subtract the mean {_numbers(self.mean)} and divide by the standard deviation {_numbers(self.std)}"
 
 
-class Layout(Strict):
+class Layout(Part):
     """A permutation of the axes behind the batch axis."""
 
     op: Literal["layout"]
-    source: Annotated[str, Field(alias="from", min_length=1)]
-    to: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(alias="from")]
+    to: str
 
     def words(self) -> str:
         """The step as a phrase for people."""
         return f"reorder the axes from {self.source} to {self.to}"
 
 
-class Channel(Strict):
+class Channel(Part):
     """[N, H, W] -> [N, H, W, 1]."""
 
     op: Literal["channel"]
@@ -68,46 +67,46 @@ class Channel(Strict):
         return "add a channel axis behind height and width"
 
 
-class Resize(Strict):
+class Resize(Part):
     """Bilinear with antialiasing, half-pixel centres."""
 
     op: Literal["resize"]
-    height: Size
-    width: Size
+    height: int
+    width: int
 
     def words(self) -> str:
         """The step as a phrase for people."""
         return f"resize to {self.height}x{self.width} (height x width; bilinear, antialiased)"
 
 
-class ResizeShorter(Strict):
+class ResizeShorter(Part):
     """Resize so that the shorter side has ``size`` pixels."""
 
     op: Literal["resize_shorter"]
-    size: Size
+    size: int
 
     def words(self) -> str:
         """The step as a phrase for people."""
         return f"resize the shorter side to {self.size} pixels (bilinear, antialiased)"
 
 
-class CenterCrop(Strict):
+class CenterCrop(Part):
     """Cut the middle out."""
 
     op: Literal["center_crop"]
-    height: Size
-    width: Size
+    height: int
+    width: int
 
     def words(self) -> str:
         """The step as a phrase for people."""
         return f"cut out the centre, {self.height}x{self.width} (height x width)"
 
 
-class Cast(Strict):
+class Cast(Part):
     """x.astype(dtype)."""
 
     op: Literal["cast"]
-    dtype: Literal["bool", "int8", "uint8", "int32", "int64", "float16", "float32", "float64"]
+    dtype: str
 
     def words(self) -> str:
         """The step as a phrase for people."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,8 @@ def command(
 
     Each bundle runs in a process of its own, one at a time in interleaved
     blocks, so that whatever disturbs the machine disturbs all of them alike.
-    For a build folder, results.json and report.html get the new times.
+    For a build folder, results.json and report.html get the new times, unless
+    they hold times of the same bundles that were measured for much longer.
 
     Example: qdeploy bench runs/digits --threads 1,2 --batch 1,16
     """
@@ -91,8 +93,11 @@ def numbers(text: str, option: str) -> list[int]:
     return list(dict.fromkeys(int(part) for part in parts))
 
 
-def find_bundles(path: Path) -> list[Path]:
-    """The bundles that ``path`` stands for: itself, or all of a build folder, in the order of its results.json."""
+def find_bundles(path: Path, *, must_exist: bool = True) -> list[Path]:
+    """The bundles that ``path`` stands for: itself, or all of a build folder, in the order of its results.json.
+
+    ``must_exist`` False also gives those that results.json lists and that are not there.
+    """
     from qdeploy.core.errors import QDeployError
     from qdeploy.core.records import Results, load
 
@@ -107,18 +112,27 @@ def find_bundles(path: Path) -> list[Path]:
         return found
     found = [path / variant.bundle for variant in load(Results, path / "results.json").variants]
     missing = [bundle for bundle in found if not bundle.exists()]
-    if missing:
+    if missing and must_exist:
         raise QDeployError(f"{path / 'results.json'} lists {missing[0]}, which does not exist.", "Build it again.")
     return found
 
 
 def update_build(folder: Path, bench: Bench, console: Console) -> None:
     """Put the first setting's latencies into the build's results.json, and render its report.html again."""
-    from qdeploy.bench.merge import with_latencies
+    from qdeploy.bench.merge import better_measured, with_latencies
     from qdeploy.core.records import Results, load, save
     from qdeploy.reports import html
 
-    updated = with_latencies(load(Results, folder / "results.json"), bench)
+    previous = load(Results, folder / "results.json")
+    kept = better_measured(previous, bench)
+    if kept is not None:
+        console.print(
+            f"{folder / 'results.json'} keeps its times: they were measured for {kept:.2g} seconds a bundle, much "
+            f"longer than these. To replace them: --seconds {math.ceil(kept * 10) / 10:g}.",
+            style="yellow", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return
+    updated = with_latencies(previous, bench)
     stale = [variant.name for variant in updated.variants if variant.latency is None]
     if stale:
         console.print(

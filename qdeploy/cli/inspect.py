@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +13,14 @@ def command(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A NAME.qdeploy.zip, an unpacked bundle, or an .onnx file.", show_default=False
+            metavar="PATH",
+            help="A NAME.qdeploy.zip, an unpacked bundle, an .onnx file, or a build folder such as runs/digits.",
+            show_default=False,
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of tables: an object, or a list for a build folder.")
+    ] = False,
 ) -> None:
     """Show the layers of a model: bits, the kernel that runs each on this machine, and multiply-accumulates.
 
@@ -25,22 +29,38 @@ def command(
 
     Example: qdeploy inspect runs/digits/ptq-int8.qdeploy.zip
     """
-    from rich.console import Console
+    from qdeploy.cli.bench import find_bundles
 
+    models = find_bundles(path)
+    if as_json:
+        found = [_facts(model) for model in models]
+        typer.echo(json.dumps(found[0] if models == [path] else found, indent=2))
+        return
+    for model in models:
+        _show(model)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What ``--json`` prints of one model."""
     from qdeploy.core.records import to_json
-    from qdeploy.reports.terminal import layers_table
     from qdeploy.verify.coverage import coverage
     from qdeploy.verify.inspection import layers_of
 
     model, about = _read(path)
     found = coverage(model)
-    layers = layers_of(model, found)
-    if as_json:
-        typer.echo(json.dumps({
-            **about, "integer_mac_share": found.integer_mac_share, "kernels": found.kernels,
-            "layers": [to_json(layer) for layer in layers],
-        }, indent=2))  # fmt: skip
-        return
+    layers = [to_json(layer) for layer in layers_of(model, found)]
+    return {**about, "integer_mac_share": found.integer_mac_share, "kernels": found.kernels, "layers": layers}
+
+
+def _show(path: Path) -> None:
+    from rich.console import Console
+
+    from qdeploy.reports.terminal import layers_table
+    from qdeploy.verify.coverage import coverage
+    from qdeploy.verify.inspection import layers_of
+
+    model, about = _read(path)
+    layers = layers_of(model, coverage(model))
     console = Console()
     for key, value in about.items():
         console.print(f"{key + ':':<12}{value}", highlight=False, markup=False)
@@ -49,11 +69,8 @@ def command(
 
 def _read(path: Path) -> tuple[bytes, dict[str, str]]:
     """The ONNX bytes, and what a bundle says about itself."""
-    from qdeploy.core.errors import QDeployError
     from qdeploy.verify.bundle import read_bundle
 
-    if not path.exists():
-        raise QDeployError(f"There is no {path}.", "Give a bundle or an .onnx file.")
     if path.suffix == ".onnx":
         return path.read_bytes(), {"model": str(path), "size": f"{path.stat().st_size:,} bytes"}
     bundle = read_bundle(path)

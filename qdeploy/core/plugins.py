@@ -64,7 +64,7 @@ def load(label: str, name: str) -> Any:
         module = importlib.import_module(f"{kind.package}.{name}")
     if not hasattr(module, kind.symbol):
         raise QDeployError(
-            f"{name} is not a {label}: it defines no {kind.symbol!r}.",
+            f"{name} is no {label}: it defines no {kind.symbol!r}.",
             f"Define {kind.symbol} in it; any file in {kind.package.replace('.', '/')}/ shows how.",
         )
     return getattr(module, kind.symbol)

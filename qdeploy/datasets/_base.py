@@ -39,6 +39,7 @@ class ArrayDataset(ABC):
     classes: ClassVar[tuple[str, ...]]
     raw_shape: ClassVar[tuple[int, ...]]
     raw_dtype: ClassVar[str] = "uint8"
+    raw_range: ClassVar[tuple[float, float] | None] = None  # where raw values do not fill their type
     task: ClassVar[str] = "classification"
     metric: ClassVar[str] = "top1"
 

@@ -23,6 +23,7 @@ class Dataset(ArrayDataset):
     name = "digits"
     classes = tuple("0123456789")
     raw_shape = (8, 8)
+    raw_range = (0, 16)
 
     @property
     def preprocessing(self) -> list[dict[str, Any]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from typing import Any
 
 from qdeploy.recipe.problems import Problem
 from qdeploy.recipe.text import Origins
+
+MOST_VARIANTS = 256  # each is a bundle, and a row of one table
 
 # How a value shows in a variant's name: "w4" for weights.bits: 4; words such as "mse" speak for themselves.
 SHORT = {"weights.bits": "w", "activations.bits": "a", "calibration.samples": "n", "calibration.batch": "b"}
@@ -27,6 +30,10 @@ def expand(data: dict[str, Any], origins: Origins) -> list[Problem]:
         return [Problem(("grid",), f"expected keys and values, found {grid!r}", "Write grid: {weights.bits: [8, 4]}.")]
     axes = {key: values if isinstance(values, list) else [values] for key, values in grid.items()}
     problems = _check(axes)
+    count = math.prod(len(values) for values in axes.values())
+    if count > MOST_VARIANTS:
+        hint = f"Give fewer values: a grid makes at most {MOST_VARIANTS}."
+        problems.append(Problem(("grid",), f"it makes {count:,} variants", hint))
     variants = data.get("variants")
     variants = {} if variants is None else variants
     if problems or not isinstance(variants, dict):

@@ -6,18 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
-from qdeploy import runner
-from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError, nearest
-from qdeploy.recipe import grid, text
+from qdeploy.recipe import grid, text, trials
 from qdeploy.recipe.overrides import apply
 from qdeploy.recipe.problems import Problem, problems_of, raise_problems
-from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, VariantRecipe
-from qdeploy.recipe.signature import check_arguments
-from qdeploy.train.reference import find_factory, find_file
+from qdeploy.recipe.schema import ModelRecipe, Recipe, VariantRecipe
+from qdeploy.train.reference import find_file
 
 # Keyword arguments of qdeploy.train.reference.load_model, which a model cannot have as well.
 RESERVED = {"base", "seed"}
@@ -38,7 +34,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     try:
         recipe = Recipe.model_validate(data, context={"base": base})
     except ValidationError as error:
-        problems += problems_of(error, Recipe)
+        problems += problems_of(error, Recipe, also=("grid",))
     raise_problems(path, problems, origins)
     assert recipe is not None
     recipe, problems = _look_outside(recipe, base)
@@ -58,67 +54,31 @@ def _require_file(path: Path) -> None:
 
 
 def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
-    """Check what the model's and the data set's own code says, and find the checkpoint. Reads no data."""
-    problems: list[Problem] = []
-    model = _check_model(recipe.model, base, problems)
-    dataset = _make_dataset(recipe.data, problems)
+    """Try what the recipe names: the model, the data set, plugins, and the checkpoint's place. Reads no data."""
+    model, problems = _check_model(recipe.model, base)
+    dataset, found = trials.dataset(recipe.data)
+    problems += found
     variants = _with_baseline(recipe.variants, problems)
     for name, variant in variants.items():
-        problems += _check_observer(name, variant)
+        problems += trials.plugins_of(name, variant)
     if dataset is not None:
         _check_input(recipe, dataset, problems)
         variants = {name: _with_samples(name, v, dataset, problems) for name, v in variants.items()}
     return recipe.model_copy(update={"model": model, "variants": variants}), problems
 
 
-def _check_model(model: ModelRecipe, base: Path, problems: list[Problem]) -> ModelRecipe:
+def _check_model(model: ModelRecipe, base: Path) -> tuple[ModelRecipe, list[Problem]]:
+    """The model's section with the checkpoint's place found."""
+    problems = []
     for name in RESERVED & set(model.arguments):
         hint = "Wrap the factory in a function of your own that calls it something else."
         problems.append(Problem(("model", name), "qdeploy itself uses this name", hint))
-    try:
-        factory = find_factory(model.factory, base)
-    except QDeployError as error:
-        problems.append(_problem(("model", "factory"), error))
-    else:
-        problems += check_arguments(factory, model.arguments, ("model",), also=("checkpoint",))
-    if model.checkpoint is None:
-        return model
-    try:
-        return model.model_copy(update={"checkpoint": find_file(str(model.checkpoint), base)})
-    except QDeployError as error:
-        problems.append(_problem(("model", "checkpoint"), error))
-    return model
-
-
-def _make_dataset(data: DataRecipe, problems: list[Problem]) -> Any | None:
-    try:
-        make = plugins.load("dataset", data.name)
-    except QDeployError as error:
-        problems.append(_problem(("data", "name"), error))
-        return None
-    found = check_arguments(make, data.options, ("data",), also=("name",))
-    root = data.options.get("root")
-    if isinstance(root, str) and not Path(root).expanduser().is_dir() and data.options.get("download") is False:
-        hint = "Give the folder that holds the data, or set data.download to true."
-        found.append(Problem(("data", "root"), f"there is no folder {root}", hint))
-    problems += found
-    if found:
-        return None
-    try:
-        return make(**data.options)
-    except QDeployError as error:
-        problems.append(_problem(("data",), error))
-        return None
-
-
-def _check_observer(name: str, variant: VariantRecipe) -> list[Problem]:
-    """The observer's own options. Its module is imported only if there are any."""
-    activations = variant.activations
-    if not activations.options:
-        return []
-    make = plugins.load("observer", activations.observer)
-    at = ("variants", name, "activations")
-    return check_arguments(make, {"scheme": None, **activations.options}, at, also=("bits", "observer"))
+    problems = problems or trials.model(model, base)
+    if model.checkpoint is not None:
+        path, found = trials.attempt(("model", "checkpoint"), lambda: find_file(str(model.checkpoint), base))
+        problems += found
+        model = model.model_copy(update={"checkpoint": path or model.checkpoint})
+    return model, problems
 
 
 def _with_baseline(variants: dict[str, VariantRecipe], problems: list[Problem]) -> dict[str, VariantRecipe]:
@@ -134,8 +94,7 @@ def _with_baseline(variants: dict[str, VariantRecipe], problems: list[Problem]) 
 def _check_input(recipe: Recipe, dataset: Any, problems: list[Problem]) -> None:
     if recipe.input is None:
         return
-    raw = np.zeros((1, *dataset.raw_shape), dtype=dataset.raw_dtype)
-    made = runner.preprocess(raw, dataset.preprocessing).shape[1:]
+    made = trials.input_shape(dataset)
     if made != recipe.input.shape:
         message = f"data set {recipe.data.name} makes inputs of shape {list(made)}, not {list(recipe.input.shape)}"
         problems.append(Problem(("input", "shape"), message, "Change it, or remove it: it is only a check."))
@@ -162,7 +121,3 @@ def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, VariantRecipe]:
     if not only:
         return recipe.variants
     return {name: v for name, v in recipe.variants.items() if name in only or v.method == "float32"}
-
-
-def _problem(at: tuple[str, ...], error: QDeployError) -> Problem:
-    return Problem(at, error.message.rstrip("."), error.hint)

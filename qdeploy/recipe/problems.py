@@ -30,9 +30,14 @@ def refuse(message: str, hint: str = "") -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "hint": hint})
 
 
-def problems_of(error: ValidationError, model: type[BaseModel], at: Location = ()) -> list[Problem]:
-    """The problems in a ValidationError of ``model``, whose data stands under the key ``at``."""
-    return [_problem(details, model, at) for details in error.errors(include_url=False)]
+def problems_of(
+    error: ValidationError, model: type[BaseModel], at: Location = (), also: Sequence[str] = ()
+) -> list[Problem]:
+    """The problems in a ValidationError of ``model``, whose data stands under the key ``at``.
+
+    ``also`` are further valid keys there, for suggestions.
+    """
+    return [_problem(details, model, at, also) for details in error.errors(include_url=False)]
 
 
 def raise_problems(path: Path, problems: Sequence[Problem], origins: Origins) -> None:
@@ -56,7 +61,7 @@ def _where(problem: Problem, origins: Origins) -> str:
     return dotted
 
 
-def _problem(details: ErrorDetails, model: type[BaseModel], at: Location) -> Problem:
+def _problem(details: ErrorDetails, model: type[BaseModel], at: Location, also: Sequence[str]) -> Problem:
     raw = tuple(part for part in details["loc"] if part != "[key]")  # pydantic's mark for a key of a mapping
     location = (*at, *(f"[{part}]" if isinstance(part, int) else part for part in raw))
     found, context = details.get("input"), details.get("ctx", {})
@@ -64,7 +69,8 @@ def _problem(details: ErrorDetails, model: type[BaseModel], at: Location) -> Pro
         case "refused":
             return Problem(location, context["message"], context["hint"])
         case "extra_forbidden":
-            return Problem(location, "unknown key", nearest(str(raw[-1]), _keys(model, raw[:-1])))
+            known = [*_keys(model, raw[:-1]), *(also if len(raw) == 1 else ())]
+            return Problem(location, "unknown key", nearest(str(raw[-1]), known))
         case "missing":
             return Problem(location, "this key is missing", f"Add {raw[-1]}: ...")
         case "literal_error":
@@ -88,8 +94,8 @@ def _keys(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
     for part in location:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = _bare(kind.model_fields[str(part)].annotation)
-        else:  # the name of an entry in dict[str, kind], or an index
-            kind = _bare(typing.get_args(kind)[-1])
+        else:  # the name of an entry in dict[str, kind], or an index of tuple[kind, ...]
+            kind = _bare(next(k for k in reversed(typing.get_args(kind)) if k is not Ellipsis))
     return [field.alias or name for name, field in kind.model_fields.items()]
 
 

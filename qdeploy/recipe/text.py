@@ -20,6 +20,9 @@ Location = tuple[str, ...]
 Origins = dict[Location, str]
 
 _TAG = "tag:yaml.org,2002:"
+# Far more than a recipe needs, and read within a second or two. An alias counts as often as it is used: nine lines of
+# aliases of aliases stand for a billion values.
+MOST_BYTES, MOST_VALUES = 1 << 18, 10_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -55,11 +58,14 @@ def read(path: Path) -> tuple[dict[str, Any], Origins]:
     Raises QDeployError with the file and the line for what is not YAML, and for what YAML allows and a recipe does not.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_BYTES + 1)
     except UnicodeDecodeError as error:
         raise QDeployError(f"{path} is not UTF-8 text: {error}.", "Save it as UTF-8.") from error
     except OSError as error:
         raise QDeployError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(text) > MOST_BYTES:
+        raise QDeployError(f"{path} is larger than {MOST_BYTES >> 10} KiB.", "A recipe is a page of text.")
     origins: Origins = {}
     data = _Reader(str(path), origins).parse(text)
     if not isinstance(data, dict):
@@ -80,15 +86,22 @@ class _Reader:
         self.name = name
         self.origins = origins
         self.open: list[yaml.Node] = []
+        self.values = 0
 
     def parse(self, text: str) -> Any:
         try:
             node = yaml.compose(text, Loader=_Loader)
+            return None if node is None else self._plain(node, ())
         except yaml.YAMLError as error:
             raise self._syntax_error(error) from error
-        return None if node is None else self._plain(node, ())
+        except RecursionError:
+            raise QDeployError(f"{self.name}: it is nested too deeply.", "A recipe needs a few levels.") from None
 
     def _plain(self, node: yaml.Node, at: Location) -> Any:
+        self.values += 1
+        if self.values > MOST_VALUES:
+            what = f"more than {MOST_VALUES:,} values, with every alias written out"
+            raise self._error(node, what, "Write fewer values, or fewer aliases (*name).")
         if any(node is parent for parent in self.open):
             raise self._error(node, "an alias refers to what contains it", "Write the values out.")
         self.open.append(node)

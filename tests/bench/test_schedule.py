@@ -157,13 +157,8 @@ def test_times_of_an_emulated_cpu_are_withheld(pair, monkeypatch):
 
 
 def test_answers_that_differ_and_threads_beyond_the_allowed_are_warned_of(pair, tmp_path, monkeypatch):
-    import io
-
     manifest, files = bundles.read_members(pair[1])
-    buffer = io.BytesIO()
-    with np.load(io.BytesIO(files["golden.npz"])) as arrays:
-        np.savez(buffer, **{"input.input": arrays["input.input"], "output.output": arrays["output.output"] + 1})
-    wrong = bundles.write_members(tmp_path / "wrong.zip", manifest, {**files, "golden.npz": buffer.getvalue()})
+    wrong = bundles.write_members(tmp_path / "wrong.zip", manifest, bundles.shift_golden(files, 1.0))
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     bench = run([wrong], threads=[2], seconds=0.05)
     assert bench.environment.cores_allowed == 1
@@ -194,5 +189,5 @@ def test_nothing_to_measure_and_a_bad_bundle_are_errors(tmp_path):
     with pytest.raises(QDeployError, match="nothing to measure"):
         run([])
     (tmp_path / "bad.qdeploy.zip").write_bytes(b"x")
-    with pytest.raises(QDeployError, match="not a readable bundle"):
+    with pytest.raises(QDeployError, match="not a valid bundle: it is not a zip"):
         run([tmp_path / "bad.qdeploy.zip"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import stat
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qdeploy import runner
 from qdeploy.bundle import archive
 from qdeploy.bundle.pack import unpack
 from qdeploy.core.errors import QDeployError
@@ -28,13 +28,14 @@ def entries(bundle: Path) -> Entries:
 def write(path: Path, members: Entries) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         for info, data in members:
+            info.create_system = 3
             file.writestr(info, data, compress_type=info.compress_type)
     return path
 
 
 def named(members: Entries, old: str, new: str) -> Entries:
     info, data = next((info, data) for info, data in members if info.filename == old)
-    renamed = zipfile.ZipInfo(new)
+    renamed = zipfile.ZipInfo(new, info.date_time)
     renamed.external_attr = info.external_attr
     return [(renamed, data) if i is info else (i, d) for i, d in members]
 
@@ -59,7 +60,7 @@ def bomb(members: Entries) -> Entries:
 
 
 def oversized(members: Entries) -> Entries:
-    return [*members[:-1], (members[-1][0], bytes(archive.LIMITS["README.md"] + 1))]
+    return [*members[:-1], (members[-1][0], bytes(runner.MEMBERS["README.md"] + 1))]
 
 
 ATTACKS: dict[str, Callable[[Entries], Entries]] = {
@@ -79,11 +80,16 @@ ATTACKS: dict[str, Callable[[Entries], Entries]] = {
 }
 
 
+def test_a_zip_forged_without_an_attack_is_accepted(bundle: Path, tmp_path: Path) -> None:
+    """So what refuses the ones below is the attack."""
+    assert write(tmp_path / "forged.zip", entries(bundle)).read_bytes() == bundle.read_bytes()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_malicious_zips_are_refused_and_leave_nothing(attack: str, bundle: Path, tmp_path: Path) -> None:
     forged = write(tmp_path / "forged.zip", ATTACKS[attack](entries(bundle)))
     target = tmp_path / "here" / "unpacked"
-    with pytest.raises(QDeployError, match="is not a qdeploy bundle"):
+    with pytest.raises(QDeployError, match="is not a valid bundle"):
         unpack(forged, target)
     assert sorted(tmp_path.rglob("*")) == [forged]
 
@@ -92,7 +98,7 @@ def test_malicious_zips_are_refused_and_leave_nothing(attack: str, bundle: Path,
 def test_a_name_twice_is_refused(bundle: Path, tmp_path: Path) -> None:
     members = entries(bundle)
     forged = write(tmp_path / "forged.zip", [*members, (zipfile.ZipInfo("run.py"), b"import os")])
-    with pytest.raises(QDeployError, match="holds a name twice"):
+    with pytest.raises(QDeployError, match=r"it also holds 'run\.py'"):
         unpack(forged, tmp_path / "unpacked")
 
 
@@ -100,57 +106,43 @@ def test_a_name_cut_at_a_nul_is_refused(bundle: Path, tmp_path: Path) -> None:
     """zipfile shows "README.md\\0.." as README.md; the file says otherwise."""
     forged = write(tmp_path / "forged.zip", named(entries(bundle), "README.md", "README.md_.."))
     forged.write_bytes(forged.read_bytes().replace(b"README.md_..", b"README.md\0.."))
-    with pytest.raises(QDeployError):
+    with pytest.raises(QDeployError, match=r"it holds 'README.md\\x00..' where README.md should be"):
         unpack(forged, tmp_path / "unpacked")
 
 
-def test_lying_about_a_size_is_refused(bundle: Path, tmp_path: Path) -> None:
-    """A stored member whose directory entry claims more than the file holds."""
-    data = bytearray(bundle.read_bytes())
-    entry = data.rindex(b"PK\x01\x02")
-    data[entry + 24 : entry + 28] = struct.pack("<I", 5 << 20)  # uncompressed size
-    forged = tmp_path / "forged.zip"
-    forged.write_bytes(data)
-    with pytest.raises(QDeployError, match="lies about the size"):
-        unpack(forged, tmp_path / "unpacked")
-
-
-def test_damage_is_a_clear_error_or_harmless(bundle: Path, tmp_path: Path) -> None:
-    """Whatever bytes change, the answer is a QDeployError or exactly the files that were packed."""
-    whole, rng, refused = bundle.read_bytes(), random.Random(0), 0
-    original = {info.filename: data for info, data in entries(bundle)}
+def test_damage_is_always_noticed(bundle: Path, tmp_path: Path) -> None:
+    """Whatever bytes change, of the content or of the zip's own structures, the answer is a QDeployError."""
+    whole, rng = bundle.read_bytes(), random.Random(0)
     directory = whole.index(b"PK\x01\x02")
     for trial in range(300):
         data = bytearray(whole)
-        start = rng.choice([0, directory])  # the zip's own structures, not only the members' content
+        start = rng.choice([0, directory])
         for _ in range(rng.randint(1, 4)):
-            data[rng.randrange(start, len(data))] = rng.randrange(256)
+            data[rng.randrange(start, len(data))] ^= rng.randrange(1, 256)
         damaged = tmp_path / "damaged.zip"
         damaged.write_bytes(data[: rng.randrange(len(data))] if trial % 10 == 0 else data)
-        try:
-            assert archive.read_members(damaged) == original
-        except QDeployError:
-            refused += 1
-    assert refused > 200
+        if damaged.read_bytes() != whole:  # two changes may undo each other
+            with pytest.raises(QDeployError):
+                unpack(damaged, tmp_path / "unpacked")
 
 
-def test_a_missing_file_and_a_text_file_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(QDeployError, match="There is no bundle at"):
-        archive.read_members(tmp_path / "none.zip")
-    (tmp_path / "text.zip").write_text("not a zip")
-    with pytest.raises(QDeployError, match="cannot be read as a bundle"):
-        archive.read_members(tmp_path / "text.zip")
+def test_a_zip_is_what_zipfile_makes_of_the_same_members() -> None:
+    """The layout is our own code; the standard library is the judge of it."""
+    members = {"manifest.json": b"{}", "größe.npy": bytes(range(256)) * 300, "empty": b""}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+            file.writestr(info, data)
+    assert archive.archive(members) == buffer.getvalue()
+    with zipfile.ZipFile(io.BytesIO(archive.archive(members))) as file:
+        assert file.testzip() is None
+        assert {name: file.read(name) for name in file.namelist()} == members
 
 
-def test_a_folder_with_a_link_or_without_a_file_is_refused(bundle: Path, tmp_path: Path) -> None:
-    unpack(bundle, tmp_path / "good")
-    assert archive.read_members(tmp_path / "good") == archive.read_members(bundle)
-    (tmp_path / "good" / "model.onnx").rename(tmp_path / "elsewhere.onnx")
-    with pytest.raises(QDeployError, match=r"model\.onnx is missing"):
-        archive.read_members(tmp_path / "good")
-    (tmp_path / "good" / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
-    with pytest.raises(QDeployError, match="not a plain file"):
-        archive.read_members(tmp_path / "good")
+def test_no_bundle_needs_the_zip64_extension() -> None:
+    assert sum(runner.MEMBERS.values()) < 2**32 - 2**16
 
 
 def test_an_npz_does_not_depend_on_order_or_memory_layout() -> None:

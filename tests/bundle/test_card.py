@@ -31,7 +31,9 @@ FACTS = [
     "360 samples: digits, evaluation split",
     "100% of the multiply-accumulates (MACs) run in integer kernels",
     "| conv | Conv | QLinearConv | 1,296 |  |",
-    "9,856 output codes of its layers, over 64 samples, were compared with integer reference arithmetic: 0 differ.",
+    "9,856 output codes of the layers in which every bit must agree, over 64 samples, were compared with integer "
+    "reference arithmetic: 0 differ.",
+    "None of them measures the accuracy again",
     "python run.py selftest",
     "python run.py bench",
     "python run.py predict FILE",
@@ -50,6 +52,14 @@ FACTS = [
 @pytest.mark.parametrize("fact", FACTS)
 def test_it_says(fact: str, card: str) -> None:
     assert fact in card
+
+
+def test_it_says_the_range_of_raw_values_where_there_is_one(bundle: Path) -> None:
+    (entry,) = manifest.read(bundle).inputs
+    ranged = entry.model_copy(update={"raw": entry.raw.model_copy(update={"range": (0.0, 16.0)})})
+    assert "A raw sample of `input` is uint8 8 x 8, values 0 to 16.\n`run.py` prepares" in changed(
+        bundle, inputs=(ranged,)
+    )
 
 
 def changed(bundle: Path, **fields: Any) -> str:

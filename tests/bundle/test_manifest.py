@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def test_it_is_the_contract(data: dict[str, Any], contents: dict[str, Any]) -> N
         assert data[key] == contents[key]
 
 
-def test_zip_folder_and_file_say_the_same(bundle: Path, tmp_path: Path) -> None:
+def test_zip_and_folder_say_the_same(bundle: Path, tmp_path: Path) -> None:
     unpack(bundle, tmp_path)
-    assert manifest.read(tmp_path) == manifest.read(tmp_path / "manifest.json") == manifest.read(bundle)
+    assert manifest.read(tmp_path) == manifest.read(bundle)
 
 
 def test_the_runner_reads_the_same_manifest(data: dict[str, Any], bundle: Path) -> None:
@@ -56,24 +57,50 @@ def test_the_runner_reads_the_same_manifest(data: dict[str, Any], bundle: Path) 
 
 
 BAD = {
-    "unknown key": (lambda d: d.update(colour="red"), "colour: Extra inputs are not permitted"),
-    "missing key": (lambda d: d.pop("outputs"), "outputs: Field required"),
+    "unknown key": (lambda d: d.update(colour="red"), "colour is an unknown key"),
+    "unknown key below": (
+        lambda d: d["inputs"][0]["raw"].update(scale=1),
+        r"raw\.scale is an unknown key",
+    ),
+    "missing key": (lambda d: d.pop("outputs"), "outputs is missing"),
+    "missing key below": (lambda d: d["metric"].pop("dataset"), r"metric\.dataset is missing"),
     "other schema": (lambda d: d.update(schema="qdeploy.bundle/2"), "has schema 'qdeploy.bundle/2'"),
     "no schema": (lambda d: d.pop("schema"), "has schema None"),
-    "number as text": (lambda d: d["metric"].update(value="0.98"), r"metric\.value: Input should be a valid number"),
-    "nan": (lambda d: d["metric"].update(value=float("nan")), "NaN is not a JSON number"),
-    "boolean as count": (lambda d: d["parity"].update(samples=True), r"parity\.samples"),
-    "share above one": (lambda d: d["coverage"].update(integer_mac_share=1.5), r"coverage\.integer_mac_share"),
-    "no inputs": (lambda d: d.update(inputs=[]), "inputs: "),
-    "unknown step": (lambda d: d["inputs"][0]["preprocessing"].append({"op": "rotate"}), "preprocessing"),
-    "step without its argument": (lambda d: d["inputs"][0]["preprocessing"].append({"op": "scale"}), "factor"),
-    "object type": (lambda d: d["inputs"][0]["raw"].update(dtype="object"), "dtype"),
+    "number as text": (lambda d: d["metric"].update(value="0.98"), r"metric\.value: '0\.98' is no number"),
+    "nan": (lambda d: d["metric"].update(value=float("nan")), "NaN is no finite number"),
+    "infinity": (lambda d: d["metric"].update(high=float("-inf")), "-Infinity is no finite number"),
+    "boolean as count": (lambda d: d["parity"].update(samples=True), r"parity\.samples: True is no whole number"),
+    "number as boolean": (lambda d: d["metric"].update(higher_is_better=1), r"metric\.higher_is_better: 1 is none of"),
+    "share above one": (lambda d: d["coverage"].update(integer_mac_share=1.5), r"coverage\.integer_mac_share: 1\.5"),
+    "no inputs": (lambda d: d.update(inputs=[]), "inputs is no list of 1 or more"),
+    "an input twice": (lambda d: d.update(inputs=d["inputs"] * 2), "inputs has one name twice"),
+    "text for a list": (lambda d: d.update(classes="0123456789"), "classes is no list"),
+    "list for an object": (lambda d: d.update(quantization=[]), "quantization is no object"),
+    "no dimension": (lambda d: d["inputs"][0]["shape"].append(0), r"inputs\[0\]\.shape\[4\]: 0 cannot stand here"),
+    "range upside down": (lambda d: d["inputs"][0]["raw"].update(range=[16, 0]), r"\.range: \[16, 0\] is not"),
+    "range of three": (lambda d: d["inputs"][0]["raw"].update(range=[0, 1, 2]), r"\.range: \[0, 1, 2\] is not"),
+    "unknown step": (
+        lambda d: d["inputs"][0]["preprocessing"].append({"op": "rotate"}),
+        r"inputs\[0\]\.preprocessing\[3\]: There is no preprocessing op 'rotate'. Known: ",
+    ),
+    "step without its argument": (
+        lambda d: d["inputs"][0]["preprocessing"].append({"op": "scale"}),
+        r"preprocessing\[3\]\.factor is missing",
+    ),
+    "no step": (lambda d: d["inputs"][0]["preprocessing"].append("scale"), r"preprocessing\[3\]: There is no"),
+    "object type": (lambda d: d["inputs"][0]["raw"].update(dtype="object"), r"raw\.dtype: 'object' is none of"),
     "file not listed": (lambda d: d["files"].pop("run.py"), "files lists"),
     "manifest listed": (lambda d: d["files"].update({"manifest.json": "0" * 64}), "files lists"),
-    "short digest": (lambda d: d["files"].update({"run.py": "abc"}), r"files\.run\.py"),
-    "other model file": (lambda d: d["model"].update(file="../model.onnx"), r"model\.file"),
+    "short digest": (lambda d: d["files"].update({"run.py": "abc"}), r"files\.run\.py: 'abc' cannot stand here"),
+    "other model file": (
+        lambda d: d["model"].update(file="../model.onnx"),
+        r"model\.file: '\.\./model",
+    ),
     "exact with a tolerance": (lambda d: d["golden"].update(tolerance=0.1), "an exact comparison has tolerance 0"),
-    "markup in the name": (lambda d: d.update(name="a`b"), "name: "),
+    "markup in the name": (lambda d: d.update(name="a`b"), "name: 'a`b' cannot stand here"),
+    "a line break in the name": (lambda d: d.update(name="a\n"), r"name: 'a\\n' cannot stand here"),
+    "deep settings": (lambda d: d["quantization"].update(a=json.loads("[" * 300 + "]" * 300)), "is nested too deeply"),
+    "no maker": (lambda d: d["versions"].pop("qdeploy"), r"versions\.qdeploy is missing"),
 }
 
 
@@ -86,10 +113,62 @@ def test_bad_manifests_are_named_errors(case: str, data: dict[str, Any]) -> None
         parse(changed)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000])
+RAW_JSON = [
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[]",
+    b"null",
+    b"[" * 100_000,
+    b'{"schema": 1e999}',
+    b'{"a": 1, "a": 1}',
+    b"9" * 5000,
+]
+
+
+@pytest.mark.parametrize("raw", RAW_JSON, ids=[str(i) for i in range(len(RAW_JSON))])
 def test_what_is_no_json_object_is_an_error(raw: bytes) -> None:
-    with pytest.raises(QDeployError, match="test "):
+    with pytest.raises(QDeployError, match=r"^test "):
         manifest.parse(raw, "test")
+
+
+def test_a_manifest_without_measurements(data: dict[str, Any]) -> None:
+    bare = {**data, "metric": None, "coverage": None, "parity": None}
+    assert json.loads(parse(bare).to_json()) == bare
+
+
+def test_the_raw_range_is_written_where_there_is_one(data: dict[str, Any]) -> None:
+    assert "range" not in data["inputs"][0]["raw"]
+    data["inputs"][0]["raw"]["range"] = [0, 16]
+    assert parse(data).inputs[0].raw.range == (0, 16)
+    assert json.loads(parse(data).to_json()) == data
+
+
+REPLACEMENTS: list[Any] = [None, True, -1, 0.5, 10**400, 1e308, "", "x\n", [], [[]], {}, {"a": {}}]
+
+
+def test_whatever_stands_in_a_manifest_is_read_or_refused(data: dict[str, Any]) -> None:
+    """Every value replaced by every kind of value: what the rules accept, the typed objects can hold."""
+    accepted = 0
+    for holder, key in [*_places(data)]:
+        kept = holder[key]
+        for value in REPLACEMENTS:
+            holder[key] = value
+            try:
+                assert json.loads(parse(data).to_json()) == data
+                accepted += 1
+            except QDeployError:
+                pass
+        holder[key] = kept
+    assert accepted > 50
+
+
+def _places(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) within JSON data."""
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        yield node, key
+        if isinstance(value, dict | list):
+            yield from _places(value)
 
 
 def test_frozen(bundle: Path) -> None:
@@ -97,13 +176,14 @@ def test_frozen(bundle: Path) -> None:
         manifest.read(bundle).name = "other"
 
 
-def test_steps_are_the_runners_operations() -> None:
-    """Each step has the arguments of the operation that executes it, and every operation is a step."""
+def test_the_typed_objects_have_the_keys_that_the_rules_know() -> None:
+    """Each step's model, and its rule, have the arguments of the operation that executes it."""
     models = steps.Step.__origin__.__args__
     by_op = {model.model_fields["op"].annotation.__args__[0]: model for model in models}
-    assert set(by_op) == set(runner.OPERATIONS)
+    assert set(by_op) == set(runner.STEPS) == set(runner.OPERATIONS)
     for op, model in by_op.items():
         arguments = {field.alias or name for name, field in model.model_fields.items()} - {"op"}
+        assert arguments == set(runner.STEPS[op]), op
         parameters = inspect.signature(runner.OPERATIONS[op]).parameters.values()
         named = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"x"}
         assert arguments == (named or arguments), op

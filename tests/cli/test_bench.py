@@ -105,6 +105,30 @@ def test_a_bundle_that_changed_since_the_build_keeps_no_times(build):
     assert [variant.latency is None for variant in updated.variants] == [False, True]
 
 
+def test_a_short_bench_does_not_replace_times_that_were_measured_for_longer(build):
+    path = build / "results.json"
+    assert invoke(str(build), "--threads", "1", "--seconds", "0.5").exit_code == 0
+    long = path.read_text()
+    result = invoke(str(build), "--threads", "1", "--seconds", "0.02")
+    assert result.exit_code == 0, result.output
+    assert "keeps its times: they were measured for 0.5" in " ".join(result.output.split())
+    assert path.read_text() == long
+    again = re.search(r"To replace them: --seconds ([\d.]+)\.", " ".join(result.output.split()))
+    assert again is not None
+    assert invoke(str(build), "--threads", "1", "--seconds", again[1]).exit_code == 0
+    assert path.read_text() != long
+
+
+def test_a_short_bench_is_better_than_none(build):
+    path = build / "results.json"
+    assert invoke(str(build), "--threads", "1", "--seconds", "0.5").exit_code == 0
+    results = records.load(records.Results, path)
+    untimed = dataclasses.replace(results.variants[1], latency=None)
+    records.save(dataclasses.replace(results, variants=(results.variants[0], untimed)), path)
+    assert invoke(str(build), "--threads", "1", "--seconds", "0.02").exit_code == 0
+    assert all(variant.latency is not None for variant in records.load(records.Results, path).variants)
+
+
 def test_speedups_over_another_builds_model_do_not_enter_a_build(build, tmp_path):
     other = write_bundle(tmp_path, "other", "float32")
     (build / "bundles" / "fp32.qdeploy.zip").rename(tmp_path / "gone.zip")

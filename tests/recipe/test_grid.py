@@ -53,13 +53,14 @@ def test_only_takes_names_from_the_grid(read):
     ("grid", "said"),
     [
         ("weights.bits: [8, 4]", ["grid (line 5): it has no method", "method: ptq"]),
-        ("method: ptq; weights.bits: [8, 9]", ["variants.ptq-w9.weights.bits (grid, line 7): 9 should be less than"]),
+        ("method: ptq; weights.bits: [8, 9]", ["variants.ptq-w9.weights.bits (grid, line 7)", "1 to 8 bits, not 9"]),
         ("method: ptq; weights.bitz: [8]", ["variants.ptq-bitz8.weights.bitz (grid, line 7): unknown key", "'bits'"]),
         ("method: [ptq, float32]; weights.bits: [8]", ["variants.float32-w8 (grid, line 5): the float32 baseline"]),
         ("method: ptq; weights.bits: []", ["grid.weights.bits (line 7): the list is empty"]),
         ("method: ptq; weights: [{bits: 8}]", ["(line 7): {'bits': 8} is not a single value", "weights.KEY"]),
         ("method: ptq; weights.bits: [8]; weights: [x]", ["grid.weights (line 8): it contains weights.bits"]),
         ("method: ptq; weights.bits: [8, 8]", ["grid (line 5): it makes a variant ptq-w8, which exists"]),
+        (f"method: ptq; weights.bits: {[8] * 20}; activations.bits: {[8] * 20}", ["(line 5): it makes 400 variants"]),
         ("method: ptq; activations.observer: [mse, msee]", ["ptq-msee.activations.observer (grid, line 7)", "'mse'"]),
     ],
 )  # fmt: skip

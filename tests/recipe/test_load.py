@@ -42,7 +42,7 @@ def test_what_is_written_is_what_is_read(read, project: Path):
     assert (recipe.data.name, recipe.data.options) == ("digits", {"calibration": 100})
     assert recipe.base == project
     int4 = recipe.variants["int4"]
-    assert (int4.weights.bits, int4.weights.observer, int4.rounding) == (4, "minmax", "nearest")
+    assert (int4.weights.bits, int4.weights.observer, int4.rounding.name) == (4, "minmax", "nearest")
     assert (recipe.bench.threads, recipe.bench.batch, recipe.bench.seconds) == ((1, 2), (4,), 1.0)
 
 
@@ -51,9 +51,11 @@ def test_train_is_what_fit_takes(read):
 
     from qdeploy.train.fit import fit
 
-    options = read(GOOD).train.dump()
+    recipe = read(GOOD.replace("method: ptq\n    weights: {bits: 4}", "method: qat"))
+    options = recipe.train.dump()
     assert options["lr"] == 0.001
-    assert set(options) == set(inspect.signature(fit).parameters) - {"model", "dataset", "progress"}
+    taken = set(inspect.signature(fit).parameters)
+    assert set(options) < set(recipe.variants["int4"].train.dump()) <= taken
 
 
 def test_calibration_samples_are_written_out(read):
@@ -66,10 +68,16 @@ def test_what_a_bundle_says_of_its_quantization(read):
     assert variants["base"].describe() == {}
     assert variants["int4"].describe() == {
         "method": "ptq",
-        "weights": {"bits": 4, "observer": "minmax"},
+        "weights": {"bits": 4, "grid": "midtread", "observer": "minmax"},
         "activations": {"bits": 8, "observer": "minmax"},
-        "rounding": "nearest",
+        "rounding": {"name": "nearest"},
         "calibration": {"samples": 50},
+        "first_last_bits": 8,
+        "rules": [],
+        "packing": "packed",
+        "equalize": False,
+        "bias_correction": False,
+        "learn_ranges": False,
     }
 
 
@@ -142,13 +150,13 @@ WRONG = [
     ("lr: 1e-3", "lr: -1", ["train.lr (line 6): -1 should be greater than 0"]),
     ("lr: 1e-3", "lr: '1e-3'", ["train.lr (line 6): '1e-3' should be a valid number"]),
     ("  int8:\n    method: ptq", "  int8:\n    method: ptqq", ["variants.int8.method (line 10)", "'ptq'"]),
-    ("{observer: mse}", "{observer: msee}", ["int8.weights.observer (line 11): there is no observer", "'mse'"]),
+    ("{observer: mse}", "{observer: msee}", ["int8.weights.observer (line 11): 'msee' is not one", "'mse'"]),
     ("{observer: mse}", "{bitz: 4}", ["variants.int8.weights.bitz (line 11): unknown key", "'bits'"]),
-    ("{observer: mse}", "{bits: 9}", ["variants.int8.weights.bits (line 11): 9 should be less than or equal to 8"]),
-    ("{observer: mse}", "{bits: 1}", ["variants.int8.weights.bits (line 11): 1 should be greater than or equal to 2"]),
+    ("{observer: mse}", "{bits: 9}", ["variants.int8.weights.bits (line 11): integer codes have 1 to 8 bits, not 9"]),
+    ("{observer: mse}", "{bits: 0}", ["variants.int8.weights.bits (line 11): integer codes have 1 to 8 bits, not 0"]),
     ("{observer: mse}", "4", ["variants.int8.weights (line 11): expected keys and values, found 4"]),
-    ("weights: {observer: mse}", "activations: {bits: 4}", ["bits (line 11): activations have 8 bits, not 4"]),
-    ("weights: {observer: mse}", "rounding: nearst", ["variants.int8.rounding (line 11)", "'nearest'"]),
+    ("weights: {observer: mse}", "activations: {bits: 1}", ["bits (line 11): integer codes have 2 to 8 bits, not 1"]),
+    ("weights: {observer: mse}", "rounding: nearst", ["variants.int8.rounding.name (line 11)", "'nearest'"]),
     ("weights: {observer: mse}", "wieghts: {}", ["variants.int8.wieghts (line 11): unknown key", "'weights'"]),
     ("samples: 50", "samples: 101", ["int4.calibration.samples (line 15): it asks for 101", "data.calibration: 101"]),
     ("base: {}", "base: {weights: {bits: 4}}", ["variants.base (line 8): the float32 baseline takes", "ptq"]),
@@ -157,9 +165,12 @@ WRONG = [
     ("base: {}", "../base: {}", ["variants.../base (line 8): '../base' cannot be the name of a file"]),
     ("name: mine", "name: a/b", ["name (line 1): 'a/b' cannot be the name of a file"]),
     ("name: mine", "nam: mine", ["nam (line 1): unknown key", "'name'", "name: this key is missing"]),
+    ("bench:", "gird: {method: ptq}\nbench:", ["gird (line 16): unknown key", "'grid'"]),
+    ("weights: {observer: mse}", "rules: [{match: a, bist: 4}]", ["rules[0].bist (line 11): unknown key", "Known: "]),
+    ("weights: {observer: mse}", "rounding: {name: nearest, damp: 1}", ["int8.rounding.damp (line 11): unknown key"]),
     ("threads: [1, 2]", "threads: [1, 0]", ["bench.threads[1] (line 16): 0 should be greater than or equal to 1"]),
     ("threads: [1, 2]", "threads: []", ["bench.threads (line 16): the list is empty"]),
-    ("seconds: 1", "seconds: 0", ["bench.seconds (line 16): 0 should be greater than 0"]),
+    ("seconds: 1", "seconds: 0", ["bench.seconds (line 16): 0 should be greater than or equal to 0.01"]),
     ("bench:", "input: {shape: [1, 9, 8]}\nbench:", ["input.shape (line 16): data set digits makes", "[1, 8, 8]"]),
     ("train:\n  epochs: 3\n  lr: 1e-3\n", "", ["neither train nor model.checkpoint"]),
     ("width: 8", "checkpoint: a.pth", ["both train and model.checkpoint", "--set train=null"]),
@@ -170,6 +181,66 @@ WRONG = [
 def test_what_is_wrong_is_one_error(refused, old, new, said):
     error = refused(changed(old, new))
     assert "recipes/mine.yaml" in error
+    for part in said:
+        assert part in error
+
+
+PLUGINS = {
+    "observer": ("weights: {observer: mse}", "activations: {observer: ./mine.py%s}"),
+    "fake quant": ("method: ptq\n    weights: {observer: mse}", "method: qat\n    fake_quant: ./mine.py%s"),
+    "rounding": ("weights: {observer: mse}", "rounding: {name: ./mine.py%s}"),
+    "dataset": ("name: digits, calibration: 100", "name: ./mine.py%s"),
+    "model": ("models/net.py:net", "mine.py:net%s"),
+}
+OBSERVER = """
+class Observer:
+    def __init__(self, scheme, share: float = 0.5):
+        self.share = 1 / share
+    def observe(self, x): ...
+    def merge(self, other): ...
+"""
+DATASET = """
+import numpy as np
+from qdeploy.datasets.digits import Dataset as Digits
+class Dataset(Digits):
+    classes = ("a", "b")
+"""
+# What a file of the user's own holds, and what is said of it before any work.
+MINE = [
+    ("observer", "", "", ["activations.observer (line 11): mine.py is no observer: it defines no 'Observer'"]),
+    ("observer", "def", "", ["activations.observer (line 11): mine.py, line 1: invalid syntax"]),
+    ("observer", "nothing", "", ["observer (line 11): NameError: name 'nothing' is not defined", "mine.py, line 1."]),
+    ("observer", "class Observer: ...", "", ["activations.scheme (line 11): unknown key"]),
+    ("observer", OBSERVER, "", ["activations.observer (line 11): the Observer of mine.py has no range()"]),
+    ("observer", OBSERVER, ", share: 0.0", ["int8.activations (line 11): ZeroDivisionError", "mine.py, line 4."]),
+    ("observer", OBSERVER, ", shear: 1.0", ["activations.shear (line 11): unknown key", "'share'"]),
+    ("observer", "class Observer:\n  def __init__(self, scheme): self.x = y", "", ["NameError: name 'y'", "line 2."]),
+    ("fake quant", "", "", ["int8.fake_quant (line 11): mine.py is no fake quant: it defines no 'FakeQuant'"]),
+    ("fake quant", "class FakeQuant: Weight = int", "", ["(line 11): the FakeQuant of mine.py has no Activation"]),
+    ("rounding", "", "", ["int8.rounding (line 11): mine.py is no rounding: it defines no 'round_weight'"]),
+    ("rounding", "def round_weight(weight, scale, scheme, *, damp: float = 0.1): ...", ", damp: x",
+     ["int8.rounding.damp (line 11): 'x' should be a valid number"]),
+    ("dataset", "class Dataset: ...", "", ["data.name (line 3): the Dataset of mine.py has no name, no classes"]),
+    ("dataset", "from qdeploy.datasets._base import ArrayDataset as Dataset", "", ["Can't instantiate abstract class"]),
+    ("dataset", DATASET + "    preprocessing = [{'op': 'scael'}]", "",
+     ["data.name (line 3): preprocessing[0]: There is no preprocessing op 'scael'. Known: scale"]),
+    ("dataset", DATASET + "    preprocessing = [{'op': 'scale'}]", "", ["preprocessing[0].factor is missing"]),
+    ("dataset", DATASET + "    preprocessing = [{'op': 'scale', 'factor': np.float32(1)}]", "", ["not JSON serial"]),
+    ("dataset", DATASET + "    preprocessing = [{'op': 'layout', 'from': 'HWC', 'to': 'CHW'}]", "", ["no permutation"]),
+    ("dataset", DATASET + "    preprocessing = property(lambda self: self.gone)", "", ["AttributeError: 'Dataset'"]),
+    ("dataset", DATASET + "    metric = 'top9'", "", ["There is no metric named 'top9'", "'top1'"]),
+    ("dataset", DATASET + "    raw_shape = None", "", ["data.name (line 3): TypeError"]),
+    ("model", "net = lambda width: 3", "", ["model.factory (line 2): mine.py:net returns int, not a torch.nn.Module"]),
+    ("model", "def net(width): return widht", "", ["factory (line 2): NameError: name 'widht'", "mine.py, line 1."]),
+    ("model", "def net(width): raise ValueError('odd')", "", ["fails: odd"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "code", "option", "said"), MINE, ids=[f"{k}: {c[-40:]}" for k, c, _, _ in MINE])
+def test_a_file_of_the_users_own_is_tried_before_any_work(refused, project: Path, kind, code, option, said):
+    (project / "mine.py").write_text(code)
+    old, new = PLUGINS[kind]
+    error = refused(changed(old, new % option))
     for part in said:
         assert part in error
 

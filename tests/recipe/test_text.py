@@ -81,6 +81,10 @@ def test_a_byte_order_mark_is_no_key(tmp_path):
         ("a: !!int three", r"'three' is no int"),
         ("? [a]\n: 1", r"line 1: a key has to be a text"),
         ("a: {<<: 3}", r"line 1: << merges mappings only"),
+        ("[" * 50_000, r"it is nested too deeply"),
+        ("a: " * 1 + "{b: " * 5_000 + "}" * 5_000, r"it is nested too deeply"),
+        ("a: " + "x" * text.MOST_BYTES, r"is larger than 256 KiB"),
+        ("a: [" + "1," * text.MOST_VALUES + "]", r"line 1: more than 10,000 values"),
         ("a: 1\n---\nb: 2", r"line 2: this is not valid YAML: but found another document"),
         ("", "is empty"),
         ("# only a comment", "is empty"),
@@ -100,3 +104,21 @@ def test_tags_construct_nothing(tmp_path):
     with pytest.raises(QDeployError):
         text.read(write(tmp_path, f"a: !!python/object/apply:pathlib.Path.touch [{tmp_path}/owned]"))
     assert not (tmp_path / "owned").exists()
+
+
+BOMBS = {
+    "lists": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 12)),
+    "mappings": "a0: &a0 {x: 1}\n" + "".join(
+        f"a{i}: &a{i} {{{', '.join(f'k{k}: *a{i - 1}' for k in range(9))}}}\n" for i in range(1, 12)
+    ),
+    "merges": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{f'*a{i - 1},' * 9}]}}\n" for i in range(1, 12)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_aliases_of_aliases_are_refused_before_they_are_written_out(tmp_path, kind):
+    """Each line stands for nine times the values of the one before: 9**11 in all, of which 10,000 are looked at."""
+    reader = text._Reader("a.yaml", {})
+    with pytest.raises(QDeployError, match=r"a.yaml, line \d+: more than 10,000 values, with every alias written out"):
+        reader.parse(BOMBS[kind])
+    assert reader.values == text.MOST_VALUES + 1

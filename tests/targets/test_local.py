@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from qdeploy.core.errors import QDeployError
@@ -137,15 +136,10 @@ def test_what_cannot_be_opened_is_an_error(bundle, tmp_path):
 
 
 def test_golden_answers_that_differ_are_reported_and_not_hidden(tmp_path):
-    import io
-
     from tests import bundles
 
     manifest, files = bundles.read_members(write_bundle(tmp_path))
-    buffer = io.BytesIO()
-    with np.load(io.BytesIO(files["golden.npz"])) as arrays:
-        np.savez(buffer, **{"input.input": arrays["input.input"], "output.output": arrays["output.output"] + 1})
-    path = bundles.write_members(tmp_path / "other.zip", manifest, {**files, "golden.npz": buffer.getvalue()})
+    path = bundles.write_members(tmp_path / "other.zip", manifest, bundles.shift_golden(files, 1.0))
     with Target().open(path, name="int8") as worker:
         golden = worker.load(threads=1, batch=20)["golden"]
     assert not golden["passed"]
