@@ -22,6 +22,10 @@ class QDeployError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+class NotRepresentableError(QDeployError):
+    """A method that has no exact integer form at the width that was asked for: refused, never approximated."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the closest valid names, or all of them when none is close."""
     names = sorted(known)

@@ -134,6 +134,16 @@ class Variant:
     differing_codes: int  # over all layers that must be exact
     layers: tuple[Layer, ...]
     latency: Latency | None = None
+    seconds: float | None = None  # wall time of making it: calibration, rounding or training on, export
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A variant of a recipe that has no exact integer form, and why: it is reported and never approximated."""
+
+    name: str
+    method: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +156,7 @@ class Results:
     environment: Environment | None = None
     dataset: str = ""
     created_by: str = ""  # "qdeploy 0.1.0"
+    refusals: tuple[Refusal, ...] = ()
     schema: str = RESULTS_SCHEMA
 
 

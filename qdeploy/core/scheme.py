@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import QDeployError
+
+Grid = Literal["midtread", "midrise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,17 @@ def activation(bits: int = 8) -> QScheme:
     return QScheme(bits=bits, signed=False)
 
 
-def weight(bits: int = 8) -> QScheme:
-    """Signed symmetric codes, zero point 0: what QLinearConv and QGemm want for weights."""
+def weight(bits: int = 8, *, grid: Grid = "midtread") -> QScheme:
+    """Signed symmetric codes, zero point 0: what QLinearConv and QGemm want for weights.
+
+    A "midtread" grid has a level at 0 and so 2**bits - 1 of them; a "midrise" one has all 2**bits, half a step beside
+    0: the odd codes, -3, -1, 1 and 3 for 2 bits (Jayant and Noll 1984, section 4.2). One bit is a sign on either.
+    """
+    if bits == 1 or grid == "midrise":
+        if bits > 7:
+            raise QDeployError(
+                f"A midrise grid of {bits} bits has codes up to {2**bits - 1}, beyond int8.", "Use midtread, or 7 bits."
+            )
+        reach = 2**bits - 1
+        return QScheme(bits=bits, signed=True, symmetric=True, codebook=tuple(range(-reach, reach + 1, 2)))
     return QScheme(bits=bits, signed=True, symmetric=True)

@@ -40,8 +40,28 @@ class Affine:
     axis: int | None
 
 
-def fold(graph_module: fx.GraphModule) -> None:
+@dataclass(slots=True)
+class FoldedNorm:
+    """A batch norm that went into a layer, and the layer's parameters before: what training needs to bring it back.
+
+    ``weight`` [C_out, ...] and ``bias`` [C_out] or None are those of the layer alone; ``gamma``, ``beta``, ``mean`` and
+    ``variance`` are float32 [C_out]. What was folded behind the batch norm is in ``gamma`` and ``beta``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    variance: Tensor
+    eps: float
+    momentum: float
+
+
+def fold(graph_module: fx.GraphModule) -> dict[str, FoldedNorm]:
     """Drop identities, compute constants and fold every affine operator of an eval-mode graph, in place.
+
+    Returns the batch norms that went into layers, by layer name.
 
     A batch norm, or a sum or product with a stored tensor or a number, goes into the weight and bias of the
     convolution or linear layer before it if nobody else reads that. A batch norm that stands alone on images or
@@ -51,11 +71,13 @@ def fold(graph_module: fx.GraphModule) -> None:
     drop_identities(graph_module)
     fold_constants(graph_module)
     products_to_linear(graph_module)
+    norms: dict[str, FoldedNorm] = {}
     for node in list(graph_module.graph.nodes):
         affine = _affine(graph_module, node)
         if affine is None:
             continue
         if _folds_into(affine):
+            _remember(graph_module, node, affine, norms)
             _scale_layer(graph_module, affine)
             node.replace_all_uses_with(affine.source)
             graph_module.graph.erase_node(node)
@@ -66,6 +88,33 @@ def fold(graph_module: fx.GraphModule) -> None:
     graph_module.delete_all_unused_submodules()
     delete_unused_parameters(graph_module)
     graph_module.recompile()
+    return norms
+
+
+def _remember(graph_module: fx.GraphModule, node: fx.Node, affine: Affine, norms: dict[str, FoldedNorm]) -> None:
+    """Record the first batch norm that goes into a layer; what follows it scales and shifts its output."""
+    layer = affine.source
+    name = layer.meta[LAYER]
+    if name in norms:
+        norm = norms[name]
+        norm.gamma = (norm.gamma.double() * affine.gain).float()
+        norm.beta = (norm.beta.double() * affine.gain + affine.offset).float()
+        return
+    if not is_operator(node, "aten.batch_norm"):
+        return
+
+    def load(parameter: fx.Node | None) -> Tensor | None:
+        return None if parameter is None else tensor_at(graph_module, str(parameter.target)).detach().clone()
+
+    gamma, beta, mean, variance = (load(argument(node, i, n)) for i, n in enumerate(
+        ("weight", "bias", "running_mean", "running_var"), start=1))  # fmt: skip
+    weight, bias = load(argument(layer, 1, "weight")), load(argument(layer, 2, "bias"))
+    assert weight is not None
+    assert mean is not None
+    assert variance is not None
+    gamma, beta = torch.ones_like(mean) if gamma is None else gamma, torch.zeros_like(mean) if beta is None else beta
+    eps, momentum = argument(node, 7, "eps", 1e-5), argument(node, 6, "momentum", 0.1)
+    norms[name] = FoldedNorm(weight, bias, gamma, beta, mean, variance, eps, momentum)
 
 
 def _affine(graph_module: fx.GraphModule, node: fx.Node) -> Affine | None:

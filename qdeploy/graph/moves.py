@@ -39,6 +39,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
             _resize_nearest(graph_module, node)
     for node in list(graph.nodes):
         if is_operator(node, *_CLIPS):
+            node.args = tuple(float(a) if isinstance(a, int) else a for a in node.args)  # clamp(x, 0.5, 5) is no Clip
             while _step_before_move(node):
                 pass
 

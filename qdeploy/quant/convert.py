@@ -58,7 +58,7 @@ def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer) -> None:
     bias = layer_bias(graph_module, layer.node)
     codes_bias = None
     if bias is not None:
-        scale = (np.float32(layer.input.scale.item()) * layer.weight.scale.cpu().numpy()).astype(np.float32)
+        scale = (np.float32(layer.input.dequantize_scale.item()) * layer.weight.scale.cpu().numpy()).astype(np.float32)
         codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         if np.any(np.abs(codes) > INT32_MAX):
             raise QDeployError(

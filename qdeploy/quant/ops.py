@@ -11,15 +11,17 @@ from torch import Tensor
 
 
 @torch.library.custom_op("qdeploy::quantize", mutates_args=())
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Codes saturate(round_half_even(x / scale) + zero_point), of ``zero_point``'s dtype; ``scale`` is a scalar."""
-    limits = torch.iinfo(zero_point.dtype)
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Codes clip(round_half_even(x / scale) + zero_point, qmin, qmax), of ``zero_point``'s dtype.
+
+    ``scale`` and ``zero_point`` are scalars; ``qmin`` and ``qmax`` lie in the range of that dtype.
+    """
     steps = torch.round(x / scale) + zero_point
-    return steps.clamp(limits.min, limits.max).to(zero_point.dtype)
+    return steps.clamp(qmin, qmax).to(zero_point.dtype)
 
 
 @quantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     return torch.empty_like(x, dtype=zero_point.dtype)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from qdeploy.graph.layers import LAYER
 from qdeploy.graph.operators import argument, is_tensor, operator_name, shape_of, stored
 from qdeploy.quant.fusion_table import BY_ATEN, Role
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
+from qdeploy.quant.rules import LayerSchemes, require_matches
 
 # Functions of one element without an integer kernel: a float island of a few elements' work between integer layers.
 _ACTIVATIONS = frozenset(
@@ -43,6 +44,13 @@ class QuantizedLayer:
     node: fx.Node
     weight: WeightQuantizer
     input: ActivationQuantizer
+    exempt: bool = False  # kept wider than the other layers by default, so in training it gets a plain fake quantizer
+
+    @property
+    def weight_path(self) -> str:
+        """Where the float32 weight lies in the graph, until codes take its place."""
+        quantizer_call = argument(self.node, 1, "weight")
+        return str(quantizer_call.args[0].target)
 
 
 @dataclass(slots=True)
@@ -56,25 +64,57 @@ class Placement:
 
 def place(
     graph_module: fx.GraphModule, *, weight: QScheme | None = None, activation: QScheme | None = None,
-    keep_float: Sequence[str] = (),
+    layers: Mapping[str, LayerSchemes] | None = None, keep_float: Sequence[str] = (),
 ) -> Placement:  # fmt: skip
     """Insert quantizers into a captured, folded, normalized graph, in place. They are the identity until calibrated.
+
+    ``weight`` and ``activation`` are the codes of every layer's weights and of what it reads; ``layers`` gives some
+    layers their own, by name. A value gets the most bits that a layer with weights wants of it, and 8 where none
+    reads it: sums and means are cheap, and what they lose is lost for all that follows.
 
     A value that a float32 operator computes is quantized for its integer readers only; its float32 readers keep it as
     it is. ``keep_float``: glob patterns of layer names that stay in float32.
     """
     weight, activation = weight or schemes.weight(), activation or schemes.activation()
     decision = _decide(graph_module.graph, keep_float)
+    nodes = _weighted(graph_module.graph, decision)
+    wanted = {node: LayerSchemes(weight, activation) for node in nodes}
+    wanted |= {node: layers[node.meta[LAYER]] for node in nodes if layers and node.meta[LAYER] in layers}
     placement = Placement(float_layers=decision.reasons)
-    quantized = _insert_activation_quantizers(graph_module, decision, activation, placement)
-    for node in _weighted(graph_module.graph, decision):
-        quantizer = WeightQuantizer(f"{node.meta[LAYER]}.weight", weight)
+    quantized = _insert_activation_quantizers(graph_module, decision, _demands(wanted, decision), placement)
+    for node in nodes:
+        quantizer = WeightQuantizer(f"{node.meta[LAYER]}.weight", wanted[node].weight)
         weight_node = argument(node, 1, "weight")
         _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", quantizer, weight_node, [node])
-        placement.layers.append(QuantizedLayer(node.meta[LAYER], node, quantizer, quantized[node]))
+        layer = QuantizedLayer(node.meta[LAYER], node, quantizer, quantized[node], wanted[node].exempt)
+        placement.layers.append(layer)
     graph_module.graph.lint()
     graph_module.recompile()
     return placement
+
+
+def weighted_layers(graph_module: fx.GraphModule, keep_float: Sequence[str] = ()) -> list[str]:
+    """The names of the layers that ``place`` would give quantized weights, in the order of the graph.
+
+    QDeployError: a pattern of ``keep_float`` that matches no layer.
+    """
+    everything = [node.meta[LAYER] for node in _weighted(graph_module.graph, _decide(graph_module.graph, ()))]
+    require_matches(keep_float, everything)
+    decision = _decide(graph_module.graph, keep_float)
+    return [node.meta[LAYER] for node in _weighted(graph_module.graph, decision)]
+
+
+def _demands(wanted: Mapping[fx.Node, LayerSchemes], decision: _Decision) -> dict[fx.Node, QScheme]:
+    """The codes that layers with weights want of the values that they read, by the value that carries the quantizer."""
+    found: dict[fx.Node, QScheme] = {}
+    for node, layer in wanted.items():
+        value = node.args[0]
+        while decision.has(value, Role.MOVE):  # type: ignore[arg-type]
+            value = _operands(value)[0]  # type: ignore[arg-type]
+        assert isinstance(value, fx.Node)
+        if value not in found or found[value].bits < layer.activation.bits:
+            found[value] = layer.activation
+    return found
 
 
 @dataclass(slots=True)
@@ -171,7 +211,7 @@ def _feeds_integers(node: fx.Node, decision: _Decision) -> bool:
 
 
 def _insert_activation_quantizers(
-    graph_module: fx.GraphModule, decision: _Decision, scheme: QScheme, placement: Placement
+    graph_module: fx.GraphModule, decision: _Decision, demands: Mapping[fx.Node, QScheme], placement: Placement
 ) -> dict[fx.Node, ActivationQuantizer]:
     """Quantize every value that an integer kernel reads or writes; returns each reader's (first) input quantizer."""
     graph = graph_module.graph
@@ -186,9 +226,9 @@ def _insert_activation_quantizers(
             # A moved value has the codes of what was moved: the same module a second time.
             quantizer = quantizer_of[_operands(value)[0]]
             with graph.inserting_after(value):
-                call = graph.call_module(_path(quantizer.name), (value,))
+                call = graph.call_module(_path(quantizer.name), (value,), {"moved": True})
         else:
-            quantizer = ActivationQuantizer(value.meta[LAYER], scheme)
+            quantizer = ActivationQuantizer(value.meta[LAYER], demands.get(value) or schemes.activation())
             placement.activations[quantizer.name] = quantizer
             call = _insert_module(graph_module, _path(quantizer.name), quantizer, value, [])
         call.meta["val"] = value.meta.get("val")

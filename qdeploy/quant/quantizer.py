@@ -1,7 +1,8 @@
 """The modules that placement puts into the graph.
 
-An ActivationQuantizer sits on a value, a WeightQuantizer on a stored weight. During calibration they watch; after it
-they hold integer parameters and compute what the artifact computes.
+An ActivationQuantizer sits on a value, a WeightQuantizer on a stored weight. During calibration they watch; in
+quantization-aware training a fake quantizer computes in their place; then they hold integer parameters and compute what
+the artifact computes.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ class ActivationQuantizer(nn.Module):
 
     ``watch(observer)`` makes it observe and pass values through; ``freeze()`` turns what was observed into ``scale``
     (float32 scalar) and ``zero_point`` (scalar of the scheme's dtype) and makes it quantize. Until then it is the
-    identity.
+    identity. While ``fake`` holds a fake quantizer, that computes instead. ``dequantize_scale`` is what a code counts
+    for behind the quantizer: ``scale``, unless a quantizer stretches its interval (QIL).
     """
 
     scale: Tensor
+    dequantize_scale: Tensor
     zero_point: Tensor
 
     def __init__(self, name: str, scheme: QScheme) -> None:
@@ -35,8 +38,10 @@ class ActivationQuantizer(nn.Module):
         self.scheme = scheme
         self.observer: object | None = None
         self.histogram: StreamingHistogram | None = None  # of what was observed, for reports
+        self.fake: nn.Module | None = None
         self.frozen = False
         self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("dequantize_scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8 if scheme.signed else torch.uint8))
 
     def watch(self, observer: object) -> None:
@@ -46,18 +51,27 @@ class ActivationQuantizer(nn.Module):
 
     def freeze(self) -> None:
         """Choose the range from what was observed and quantize from now on."""
+        self.set_range(*self.observed_range())
+
+    def observed_range(self) -> tuple[float, float]:
+        """The range that the observer chooses from what it has seen."""
         try:
             low, high = self.observer.range()  # type: ignore[union-attr]
         except QDeployError as error:
             raise QDeployError(f"Calibrating {self.name!r}: {error.message}", error.hint) from None
-        self.set_range(low, high)
+        return float(low), float(high)
 
     def set_range(self, low: float, high: float) -> None:
         """Quantize from now on, with the parameters that cover [low, high]."""
         scale, zero_point = affine.qparams(low, high, self.scheme)
-        self.scale.fill_(float(scale))
+        self.set(float(scale), zero_point)
+
+    def set(self, scale: float, zero_point: int, dequantize_scale: float | None = None) -> None:
+        """Quantize from now on with these parameters; both scales are float32 values."""
+        self.scale.fill_(scale)
+        self.dequantize_scale.fill_(scale if dequantize_scale is None else dequantize_scale)
         self.zero_point.fill_(zero_point)
-        self.observer = None
+        self.observer = self.fake = None
         self.frozen = True
 
     @property
@@ -73,13 +87,16 @@ class ActivationQuantizer(nn.Module):
         highest = np.inf if high == np.inf else round(high / scale) + zero_point
         return bool(lowest <= self.scheme.qmin and highest >= self.scheme.qmax)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Identity, observation, or quantize and dequantize."""
-        if self.observer is not None:
+    def forward(self, x: Tensor, moved: bool = False) -> Tensor:
+        """Identity, observation, or quantize and dequantize. ``moved``: x holds values that this quantizer made."""
+        if self.observer is not None and not moved:
             self._observe(x.detach())
         if not self.frozen:
-            return x
-        return ops.dequantize(ops.quantize(x, self.scale, self.zero_point), self.scale, self.zero_point, -1)
+            return x if self.fake is None or moved else self.fake(x)
+        codes = ops.quantize(
+            x, self.dequantize_scale if moved else self.scale, self.zero_point, self.scheme.qmin, self.scheme.qmax
+        )
+        return ops.dequantize(codes, self.dequantize_scale, self.zero_point, -1)
 
     def _observe(self, x: Tensor) -> None:
         try:
@@ -93,7 +110,10 @@ class ActivationQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Holds the codes of one stored weight, per output channel (axis 0), once ``set`` has given them."""
+    """Holds the codes of one stored weight, per output channel (axis 0), once ``set`` has given them.
+
+    Until then it passes the float weight on, through the fake quantizer ``fake`` if it has one.
+    """
 
     codes: Tensor
     scale: Tensor
@@ -103,21 +123,23 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.name = name
         self.scheme = scheme
+        self.fake: nn.Module | None = None
         self.frozen = False
 
     def set(self, weight: QTensor) -> None:
         """Use the codes of ``weight`` from now on, whatever is passed in."""
         assert weight.axis == 0
+        self.scheme, self.fake = weight.scheme, None
         self.register_buffer("codes", torch.from_numpy(weight.codes.copy()))
         self.register_buffer("scale", torch.from_numpy(weight.scale.copy()))
         self.register_buffer("zero_point", torch.from_numpy(weight.zero_point.copy()))
         self.frozen = True
 
     def forward(self, weight: Tensor | None = None) -> Tensor:
-        """The float weight before codes are set, the dequantized codes after."""
+        """The float weight before codes are set, fake-quantized or not; the dequantized codes after."""
         if not self.frozen:
             assert weight is not None
-            return weight
+            return weight if self.fake is None else self.fake(weight)
         return ops.dequantize(self.codes, self.scale, self.zero_point, 0)
 
 
