@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from qdeploy.core.scheme import QScheme
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.graph.capture import capture
 from qdeploy.graph.fold import fold
@@ -150,12 +151,15 @@ class Built:
         return min(sqnr_db(want, found) for want, found in zip(expected, self.run(), strict=True))
 
 
-def build(net: nn.Module, *example: Tensor, keep_float: tuple[str, ...] = ()) -> Built:
-    """Quantize with min-max on the example itself."""
+def build(
+    net: nn.Module, *example: Tensor, keep_float: tuple[str, ...] = (), weight: QScheme | None = None,
+    activation: QScheme | None = None, **export: Any,
+) -> Built:  # fmt: skip
+    """Quantize with min-max on the example itself; ``export``: options of to_onnx."""
     graph = graph_of(net.eval(), *example)
-    placement = place(graph, keep_float=keep_float)
+    placement = place(graph, weight=weight, activation=activation, keep_float=keep_float)
     ptq.quantize(graph, placement, [example])
-    return Built(net, example, graph, placement, to_onnx(graph, example))
+    return Built(net, example, graph, placement, to_onnx(graph, example, **export))
 
 
 def check(built: Built, *, share: float = 1.0, sqnr: float = 20.0) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from qdeploy.core import scheme
 from qdeploy.core.records import Histogram
+from qdeploy.core.scheme import Grid
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.graph.capture import capture
-from qdeploy.graph.fold import fold
+from qdeploy.graph.fold import FoldedNorm, fold
 from qdeploy.graph.normalize import normalize
 from qdeploy.graph.operators import tensor_at
-from qdeploy.quant import ptq
-from qdeploy.quant.placement import Placement, place
+from qdeploy.quant import ptq, qat
+from qdeploy.quant.equalize import equalize
+from qdeploy.quant.placement import Placement, place, weighted_layers
 from qdeploy.quant.quantizer import ActivationQuantizer
+from qdeploy.quant.rules import Rule, layer_schemes
 
 BINS = 64
+Storage = Literal["float32", "float16", "bfloat16"]
+Packing = Literal["packed", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,45 @@ class Artifact:
     float_reasons: dict[str, str] = field(default_factory=dict)  # layer name -> why placement left it in float32
 
 
-def float32(model: nn.Module, example: Tensor) -> Artifact:
-    """The model as it is, batch norm folded. ``example`` [N >= 2, ...] is one preprocessed input batch."""
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A captured graph with its quantizers, and the batch norms that were folded away."""
+
+    graph: fx.GraphModule
+    placement: Placement
+    norms: dict[str, FoldedNorm]
+
+
+def float32(model: nn.Module, example: Tensor, *, storage: Storage = "float32") -> Artifact:
+    """The model as it is, batch norm folded. ``example`` [N >= 2, ...] is one preprocessed input batch.
+
+    ``storage`` is the type that weights have in the file; the CPU computes in float32 whatever it is.
+    """
     graph = capture(model, example)
     fold(graph)
     normalize(graph)
-    return Artifact(to_onnx(graph, example))
+    return Artifact(to_onnx(graph, example, storage=storage))
+
+
+def placed(
+    model: nn.Module, example: Tensor, *, weight_bits: int = 8, weight_grid: Grid = "midtread",
+    activation_bits: int = 8, first_last_bits: int | None = 8, rules: Sequence[Rule] = (),
+    keep_float: Sequence[str] = (), equalized: bool = False,
+) -> Placed:  # fmt: skip
+    """The model captured, with quantizers where onnxruntime fuses; see quant/rules.py for the bits of each layer.
+
+    ``equalized``: cross-layer equalization first (Nagel 2019), which leaves the float32 function as it was.
+    """
+    graph = capture(model, example)
+    norms = fold(graph)
+    normalize(graph)
+    if equalized:
+        equalize(graph)
+    layers = layer_schemes(
+        weighted_layers(graph, keep_float), weight_bits=weight_bits, weight_grid=weight_grid,
+        activation_bits=activation_bits, first_last_bits=first_last_bits, rules=rules,
+    )  # fmt: skip
+    return Placed(graph, place(graph, layers=layers, keep_float=keep_float), norms)
 
 
 def quantized(
@@ -56,27 +93,61 @@ def quantized(
     batches: Iterable[Tensor],
     *,
     weight_bits: int = 8,
+    weight_grid: Grid = "midtread",
     weight_observer: str = "minmax",
     activation_bits: int = 8,
     activation_observer: str = "minmax",
     observer_options: Mapping[str, Any] | None = None,
+    first_last_bits: int | None = 8,
+    rules: Sequence[Rule] = (),
+    keep_float: Sequence[str] = (),
     rounding: str = "nearest",
+    rounding_options: Mapping[str, Any] | None = None,
+    equalized: bool = False,
+    bias_correction: bool = False,
+    learn_ranges: bool = False,
+    packing: Packing = "packed",
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """The model quantized after training, calibrated on ``batches`` of preprocessed inputs."""
-    graph = capture(model, example)
-    fold(graph)
-    normalize(graph)
-    placement = place(graph, weight=scheme.weight(weight_bits), activation=scheme.activation(activation_bits))
-    floats = {layer.name: tensor_at(graph, ptq.weight_of(layer)).detach().numpy() for layer in placement.layers}
+    made = placed(
+        model, example, weight_bits=weight_bits, weight_grid=weight_grid, activation_bits=activation_bits,
+        first_last_bits=first_last_bits, rules=rules, keep_float=keep_float, equalized=equalized,
+    )  # fmt: skip
+    graph, placement = made.graph, made.placement
+    weights = {layer.name: tensor_at(graph, ptq.weight_of(layer)).detach().numpy() for layer in placement.layers}
     ptq.quantize(
         graph, placement, batches, observer=activation_observer, observer_options=observer_options,
-        weight_observer=weight_observer, rounding=rounding, seed=seed, progress=progress,
+        weight_observer=weight_observer, rounding=rounding, rounding_options=rounding_options,
+        bias_correction=bias_correction, learn_ranges=learn_ranges, seed=seed, progress=progress,
     )  # fmt: skip
+    return _artifact(graph, placement, example, weights, packing)
+
+
+def trainable(
+    made: Placed, batches: Iterable[Tensor], *, fake_quant: str, activation_observer: str = "minmax",
+    observer_options: Mapping[str, Any] | None = None,
+) -> fx.GraphModule:  # fmt: skip
+    """The placed graph as a module to train: fake quantizers in place, batch norms alive (see quant/qat.py)."""
+    return qat.prepare(
+        made.graph, made.placement, made.norms, batches, fake_quant=fake_quant, observer=activation_observer,
+        observer_options=observer_options,
+    )  # fmt: skip
+
+
+def trained(graph: fx.GraphModule, made: Placed, example: Tensor, *, packing: Packing = "packed") -> Artifact:
+    """What ``trainable`` returned, after training, as an artifact."""
+    weights = qat.finish(graph, made.placement)
+    return _artifact(graph, made.placement, example, weights, packing)
+
+
+def _artifact(
+    graph: fx.GraphModule, placement: Placement, example: Tensor, weights: Mapping[str, np.ndarray], packing: Packing
+) -> Artifact:
     return Artifact(
-        to_onnx(graph, example),
-        weights={layer.name: _weights(floats[layer.name], layer.weight) for layer in placement.layers},
+        to_onnx(graph, example, packing=packing),
+        weights={layer.name: _weights(weights[layer.name], layer.weight) for layer in placement.layers},
         activations=_activations(placement),
         float_reasons=placement.float_layers,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -11,41 +12,67 @@ import torch
 from torch import Tensor, fx
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.export.passes import codes, constants, float_layers, names, reshapes, sharing
+from qdeploy.core.scheme import QScheme
+from qdeploy.export.passes import clips, codes, constants, float_layers, names, reshapes, sharing
+from qdeploy.export.passes import half_precision as half_precision_pass
 from qdeploy.export.passes import metadata as metadata_pass
+from qdeploy.export.passes import pack_weights as packing_pass
 from qdeploy.export.translations import translations
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.quiet import quiet
+from qdeploy.quant.quantizer import WeightQuantizer
 
 OPSET = 21
 
 
 def to_onnx(
     graph_module: fx.GraphModule, example: Tensor | Sequence[Tensor], *, outputs: Sequence[str] | None = None,
-    metadata: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None, packing: Literal["packed", "none"] = "packed",
+    storage: half_precision_pass.Storage = "float32",
 ) -> bytes:  # fmt: skip
     """The graph as a checked ONNX model: dynamic batch, opset 21, readable stable names, deterministic bytes.
 
     ``example`` as for capture; ``outputs`` names the model's outputs: "output" by default, or "output_0", "output_1"
     where there are more. Inputs keep the names of forward's arguments.
+
+    ``packing``: integer weights of fewer than 8 bits take their true width in the file, or a byte each ("none", for a
+    runtime that does not compute constants when it loads a model). ``storage``: what float32 weights are stored as.
+    Neither changes an integer kernel, and packing changes no bit of an answer.
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     _label(graph_module)
     model = ir.from_proto(_export(graph_module, inputs))
+    weights = _weights(model, graph_module)
+    sharing.merge_scales(model)
     constants.fold(model)
     reshapes.simplify(model)
+    clips.drop_redundant(model)
     codes.on_codes(model)
+    clips.merge(model)
     float_layers.protect(model)
     constants.clean(model)
     sharing.merge_weights(model)
     sharing.separate_outputs(model)
     names.assign(model, outputs=_output_names(model, outputs))
     metadata_pass.replace(model, metadata or {})
+    if packing == "packed":
+        packing_pass.pack(model, weights)
+    half_precision_pass.store(model, storage)
     proto = ir.to_proto(model)
     # torch leaves shapes of values that translations rewrote; stale ones make onnx's own tools refuse the model.
     del proto.graph.value_info[:]
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString(deterministic=True)
+
+
+def _weights(model: ir.Model, graph_module: fx.GraphModule) -> list[tuple[ir.Value, QScheme]]:
+    """The initializers that hold the codes of weights, with their schemes."""
+    schemes = {
+        f"{path}.codes": module.scheme
+        for path, module in graph_module.named_modules(remove_duplicate=False)
+        if isinstance(module, WeightQuantizer)
+    }
+    return [(value, schemes[name]) for name, value in model.graph.initializers.items() if name in schemes]
 
 
 def _export(graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
@@ -37,8 +39,18 @@ def translations() -> dict[Any, Any]:
     }
 
 
-def _quantize(x: Any, scale: Any, zero_point: Any) -> Any:
-    return op.QuantizeLinear(x, scale, zero_point)
+def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
+    """QuantizeLinear, and a Clip of the codes where fewer are in use than their container holds.
+
+    On codes, not on values: a float32 Clip before the QuantizeLinear would keep the layer before it in float32.
+    """
+    codes = op.QuantizeLinear(x, scale, zero_point)
+    dtype = zero_point.dtype.numpy()
+    container = np.iinfo(dtype)
+    if (qmin, qmax) == (container.min, container.max):
+        return codes
+    low, high = (op.Constant(value=ir.tensor(np.asarray(limit, dtype))) for limit in (qmin, qmax))
+    return op.Clip(codes, low, high)
 
 
 def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:

@@ -9,47 +9,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.core.scheme import QScheme
+from qdeploy.verify.quantized import Quantized, QuantizedValues
 
 # Operators that multiply: the ones whose work is counted in multiply-accumulates.
 MAC_OPERATORS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN")
-_SCHEMES = {
-    np.dtype(np.uint8): QScheme(8, signed=False),
-    np.dtype(np.int8): QScheme(8, signed=True),
-    np.dtype(np.int32): QScheme(8, signed=True),  # a bias: its codes are never clipped
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Quantized:
-    """A quantized value: the tensor that holds its codes, and what they mean.
-
-    ``constant`` holds the codes of a stored value (a weight); it is None for an activation. ``scale`` and
-    ``zero_point`` are scalars, or vectors along ``axis``.
-    """
-
-    codes: str
-    scale: NDArray[np.float32]
-    zero_point: NDArray[Any]
-    axis: int | None = None
-    constant: NDArray[Any] | None = None
-
-    @property
-    def scheme(self) -> QScheme:
-        """The container's full range, which is what a QuantizeLinear saturates to."""
-        return _SCHEMES[self.zero_point.dtype]
-
-    @property
-    def name(self) -> str:
-        """The name of the value that was quantized."""
-        return self.codes.removesuffix(":codes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +53,12 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 def integer_layers(model: onnx.ModelProto) -> list[IntegerLayer]:
     """Every operator between DequantizeLinear inputs, in graph order, with its output quantizer if it has one."""
-    graph = _Graph(model)
+    values = QuantizedValues(model)
     layers = []
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        inputs = [graph.dequantized.get(name) for name in node.input]
+        inputs = [values.dequantized.get(name) for name in node.input]
         needed = (
             inputs[:1] if node.op_type in ("Reshape", "Slice", "Squeeze", "Unsqueeze", "Resize", "Clip") else inputs
         )
@@ -99,47 +66,9 @@ def integer_layers(model: onnx.ModelProto) -> list[IntegerLayer]:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         quantized = tuple(value for value in needed if value is not None)
-        output = graph.quantized.get(node.output[0])
+        output = values.quantized.get(node.output[0])
         layers.append(IntegerLayer(node.name, node.op_type, attributes, quantized, output, node.output[0]))
     return layers
-
-
-class _Graph:
-    """Look-ups over one model: constants, and the quantized values on both sides of an operator."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-        self.dequantized: dict[str, Quantized] = {}  # by the DequantizeLinear's output
-        self.quantized: dict[str, Quantized] = {}  # by the QuantizeLinear's input
-        readers = Counter(name for node in model.graph.node for name in node.input)
-        readers.update(output.name for output in model.graph.output)
-        for node in model.graph.node:
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                continue
-            value = self._value(node)
-            if value is None:
-                continue
-            if node.op_type == "DequantizeLinear":
-                self.dequantized[node.output[0]] = value
-            elif readers[node.input[0]] == 1:
-                self.quantized[node.input[0]] = value
-
-    def _value(self, node: onnx.NodeProto) -> Quantized | None:
-        scale = self.constants.get(node.input[1])
-        if scale is None:
-            return None
-        codes = node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]
-        constant = self.constants.get(codes)
-        if len(node.input) > 2 and node.input[2]:
-            zero_point = self.constants.get(node.input[2])
-        else:
-            zero_point = np.zeros(scale.shape, constant.dtype if constant is not None else np.uint8)
-        if zero_point is None or zero_point.dtype not in _SCHEMES:
-            return None
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) if scale.size > 1 else None
-        if axis is None:
-            scale, zero_point = scale.reshape(()), zero_point.reshape(())
-        return Quantized(codes, scale.astype(np.float32), zero_point, axis, constant)
 
 
 def expose(model: onnx.ModelProto, names: list[str]) -> bytes:

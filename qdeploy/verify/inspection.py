@@ -34,17 +34,19 @@ def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
                 reason="" if runs else layer.reason if layer else reason_for_float(node.op_type),
                 macs=layer.macs if layer else 0,
                 weight_bits=_weight_bits(integer),
-                activation_bits=8 if integer and integer.output else None,
+                activation_bits=integer.output.scheme.bits if integer and integer.output else None,
             )
         )
     return tuple(records)
 
 
 def _weight_bits(layer: IntegerLayer | None) -> int | None:
-    """The fewest bits that hold the codes in use: 4 for codes of -7..7, whatever their container."""
-    constants = [x.constant for x in layer.inputs if x.constant is not None] if layer else []
-    if not constants or constants[0].size == 0:
+    """The width at which the codes lie packed in the file; the fewest bits that hold them where a code takes a byte."""
+    weights = [x for x in layer.inputs if x.constant is not None] if layer else []
+    codes = weights[0].constant if weights else None
+    if codes is None or codes.size == 0:
         return None
-    codes = constants[0]
+    if weights[0].stored < codes.size:
+        return 8 * weights[0].stored // codes.size
     reach = max(int(codes.max()), -int(codes.min()) - 1, 0)
     return min(max(reach.bit_length() + 1, 1), 8)

@@ -21,8 +21,9 @@ from qdeploy.core import affine
 from qdeploy.core.errors import QDeployError
 from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from qdeploy.verify import reference
-from qdeploy.verify.artifact import IntegerLayer, Quantized, expose, integer_layers, parse
+from qdeploy.verify.artifact import IntegerLayer, expose, integer_layers, parse
 from qdeploy.verify.coverage import INTEGER_KERNELS, kernels_by_layer, runs_in_integers
+from qdeploy.verify.quantized import Quantized
 
 Feeds = Mapping[str, NDArray[Any]]
 _LAYOUT = {"Transpose", "Reshape", "Flatten", "QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput"}
@@ -182,7 +183,7 @@ def _codes(value: Quantized, values: Feeds) -> NDArray[Any]:
 
 
 def _real(value: Quantized, codes: NDArray[Any]) -> NDArray[np.float32]:
-    return affine.dequantize(codes, value.scale, value.zero_point)
+    return affine.dequantize(codes, value.dequantize_scale, value.zero_point)
 
 
 class _Floats:

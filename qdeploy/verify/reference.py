@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core import affine
-from qdeploy.verify.artifact import IntegerLayer, Quantized
+from qdeploy.verify.artifact import IntegerLayer
+from qdeploy.verify.quantized import Quantized
 
 Codes = NDArray[Any]
 
@@ -58,14 +59,14 @@ def _gemm(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     rows = weight.constant if layer.attributes.get("transB", 0) else weight.constant.T
     accumulator = affine.gemm_accumulate(inputs[0], int(x.zero_point), rows, bias)
     if layer.output is None:
-        return affine.gemm_float(accumulator, x.scale, weight.scale)
+        return affine.gemm_float(accumulator, x.dequantize_scale, weight.dequantize_scale)
     return _requantize(layer, accumulator, x, weight, layer.output)
 
 
 def _requantize(
     layer: IntegerLayer, accumulator: NDArray[np.int64], x: Quantized, weight: Quantized, y: Quantized
 ) -> NDArray[Any]:
-    factor = affine.multiplier(x.scale, weight.scale, y.scale)
+    factor = affine.multiplier(x.dequantize_scale, weight.dequantize_scale, y.scale)
     return affine.requantize(accumulator, factor, int(y.zero_point), y.scheme)
 
 
@@ -73,8 +74,8 @@ def _add(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     (a, b), y = layer.inputs, layer.output
     assert y is not None
     return affine.add(
-        inputs[0], float(a.scale), int(a.zero_point), inputs[1], float(b.scale), int(b.zero_point),
-        float(y.scale), int(y.zero_point), y.scheme,
+        inputs[0], float(a.dequantize_scale), int(a.zero_point), inputs[1], float(b.dequantize_scale),
+        int(b.zero_point), float(y.scale), int(y.zero_point), y.scheme,
     )  # fmt: skip
 
 
@@ -89,9 +90,7 @@ def _max_pool(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     windows = _windows(padded, kernel, strides, dilations)
     largest = windows.max(axis=tuple(range(-spatial, 0)))
     assert y is not None
-    if (float(x.scale), int(x.zero_point)) == (float(y.scale), int(y.zero_point)):
-        return largest
-    return _quantize(affine.dequantize(largest, x.scale, x.zero_point), layer)
+    return _quantize(_real(x, largest), layer)
 
 
 def _geometry(attributes: dict[str, Any]) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -132,7 +131,7 @@ def _average_pool(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     attributes, x = layer.attributes, layer.inputs[0]
     kernel, strides, pads, dilations = _geometry(attributes)
     axes = tuple(range(-len(kernel), 0))
-    real = affine.dequantize(inputs[0], x.scale, x.zero_point).astype(np.float64)
+    real = _real(x, inputs[0]).astype(np.float64)
     counted = np.pad(np.ones((1, 1, *real.shape[2:])), _widths(pads),
                      constant_values=float(attributes.get("count_include_pad", 0)))  # fmt: skip
     real = np.pad(real, _widths(pads))
@@ -154,28 +153,32 @@ def _global_average_pool(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArra
     x = layer.inputs[0]
     axes = tuple(range(2, inputs[0].ndim))
     mean = inputs[0].astype(np.int64).sum(axis=axes, keepdims=True) / np.prod(inputs[0].shape[2:])
-    return _quantize((mean - float(x.zero_point)) * float(x.scale), layer)
+    return _quantize((mean - float(x.zero_point)) * float(x.dequantize_scale), layer)
 
 
 def _concat(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
-    parts = [affine.dequantize(c, x.scale, x.zero_point) for c, x in zip(inputs, layer.inputs, strict=True)]
+    parts = [_real(x, codes) for x, codes in zip(layer.inputs, inputs, strict=True)]
     return _quantize(np.concatenate(parts, axis=layer.attributes["axis"]), layer)
 
 
 def _multiply(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
-    a, b = (affine.dequantize(c, x.scale, x.zero_point) for c, x in zip(inputs, layer.inputs, strict=True))
+    a, b = (_real(x, codes) for x, codes in zip(layer.inputs, inputs, strict=True))
     return _quantize(a.astype(np.float64) * b, layer)
 
 
 def _sigmoid(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     x = layer.inputs[0]
-    return _quantize(1 / (1 + np.exp(-affine.dequantize(inputs[0], x.scale, x.zero_point).astype(np.float64))), layer)
+    return _quantize(1 / (1 + np.exp(-_real(x, inputs[0]).astype(np.float64))), layer)
 
 
 def _leaky_relu(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     x = layer.inputs[0]
-    real = affine.dequantize(inputs[0], x.scale, x.zero_point)
+    real = _real(x, inputs[0])
     return _quantize(np.where(real < 0, real * np.float32(layer.attributes.get("alpha", 0.01)), real), layer)
+
+
+def _real(x: Quantized, codes: Codes) -> NDArray[np.float32]:
+    return affine.dequantize(codes, x.dequantize_scale, x.zero_point)
 
 
 def _quantize(real: NDArray[Any], layer: IntegerLayer) -> NDArray[Any]:

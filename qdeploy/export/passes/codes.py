@@ -15,11 +15,12 @@ import onnx_ir as ir
 
 from qdeploy.core import affine
 from qdeploy.core.scheme import QScheme
+from qdeploy.export.passes.values import array, initializer
 
 
 def on_codes(model: ir.Model) -> None:
     """Run both rewrites in place."""
-    for node in list(model.graph):
+    for node in reversed(list(model.graph)):  # of two clips in a row, the second first
         if node.op_type == "Pad":
             _pad(model.graph, node)
         elif node.op_type == "Clip":
@@ -30,16 +31,16 @@ def _pad(graph: ir.Graph, pad: ir.Node) -> None:
     dequantize, quantize = pad.inputs[0].producer() if pad.inputs[0] else None, _only_quantizer(pad)
     if dequantize is None or dequantize.op_type != "DequantizeLinear" or quantize is None:
         return
-    if any(_array(a) is None or not np.array_equal(_array(a), _array(b))
+    if any(array(a) is None or not np.array_equal(array(a), array(b))
            for a, b in zip(dequantize.inputs[1:], quantize.inputs[1:], strict=True)):  # fmt: skip
         return
     if len(pad.inputs) > 2 and pad.inputs[2] is not None:
-        if _array(pad.inputs[2]) != 0:
+        if array(pad.inputs[2]) != 0:
             return
         pad.replace_input_with(2, quantize.inputs[2])
     pad.replace_input_with(0, dequantize.inputs[0])
     codes = quantize.outputs[0]
-    pad.outputs[0].dtype = codes.dtype
+    pad.outputs[0].dtype = quantize.inputs[2].dtype  # type: ignore[union-attr]
     codes.replace_all_uses_with(pad.outputs[0])
     graph.remove(quantize, safe=True)
 
@@ -48,8 +49,8 @@ def _clip(graph: ir.Graph, clip: ir.Node) -> None:
     quantize = _only_quantizer(clip)
     if quantize is None:
         return
-    scale, zero_point = _array(quantize.inputs[1]), _array(quantize.inputs[2])
-    limits = [_array(value) if value is not None else None for value in (*clip.inputs[1:], None)][:2]
+    scale, zero_point = array(quantize.inputs[1]), array(quantize.inputs[2])
+    limits = [array(value) if value is not None else None for value in (*clip.inputs[1:], None)][:2]
     given = [value is not None for value in (*clip.inputs[1:], None)][:2]
     if scale is None or zero_point is None or [limit is not None for limit in limits] != given:
         return
@@ -61,8 +62,8 @@ def _clip(graph: ir.Graph, clip: ir.Node) -> None:
     for index, limit in enumerate(limits, start=1):
         if limit is not None:
             code = affine.quantize(limit.reshape(()), scale, zero_point, scheme)
-            clip.replace_input_with(index, _initializer(graph, f"{clip.name}.limit{index}", code))
-    clip.outputs[0].dtype = codes.dtype
+            clip.replace_input_with(index, initializer(graph, f"{clip.name}.limit{index}", code))
+    clip.outputs[0].dtype = ir.DataType.from_numpy(zero_point.dtype)
     graph.remove(clip)
     graph.insert_after(quantize, clip)
 
@@ -74,14 +75,3 @@ def _only_quantizer(node: ir.Node) -> ir.Node | None:
         return None
     reader = next(iter(readers)).node
     return reader if reader.op_type == "QuantizeLinear" and len(reader.inputs) == 3 else None
-
-
-def _array(value: ir.Value | None) -> np.ndarray | None:
-    return value.const_value.numpy() if value is not None and value.const_value is not None else None
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-    graph.initializers.add(value)
-    return value

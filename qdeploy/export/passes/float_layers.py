@@ -13,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from qdeploy.export.passes.values import array, initializer
+
 _CHANNEL_AXIS = {"Conv": 1, "ConvTranspose": 0, "Gemm": 1}  # of the weight: what meets the channels of the input
 
 
@@ -31,23 +33,16 @@ def _protect(graph: ir.Graph, node: ir.Node, dequantize: ir.Node, weight: np.nda
         axis = 0
     channels = weight.shape[axis] * (node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1)
     codes, *parameters = dequantize.inputs
-    arrays = [value.const_value.numpy() if value and value.const_value else None for value in parameters]
-    if any(array is None or array.ndim for array in arrays):
+    arrays = [array(value) for value in parameters]
+    if any(parameter is None or parameter.ndim for parameter in arrays):
         return
     name = f"{node.name}.input"
     repeated = [
-        _initializer(graph, f"{name}.{kind}", np.full(channels, array))
-        for kind, array in zip(("scale", "zero_point"), arrays, strict=False)
+        initializer(graph, f"{name}.{kind}", np.full(channels, parameter))
+        for kind, parameter in zip(("scale", "zero_point"), arrays, strict=False)
     ]
     own = ir.node("DequantizeLinear", [codes, *repeated], attributes={"axis": 1}, name=name)
     own.outputs[0].dtype, own.outputs[0].shape = ir.DataType.FLOAT, node.inputs[0].shape  # type: ignore[union-attr]
     own.metadata_props.update(dequantize.metadata_props)
     graph.insert_before(node, own)
     node.replace_input_with(0, own.outputs[0])
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-    graph.initializers.add(value)
-    return value

@@ -1,8 +1,9 @@
 """Readable, stable names: a layer of the PyTorch model keeps its name as the name of its node.
 
 Contract: in, a model fresh from torch.onnx, whose nodes say in their metadata which layer they belong to; out,
-the same model where the node of layer L and its value are called L, the codes of a quantized value "L:codes", its
-dequantized form "L:real", and a layer's integer weights "L.weight". Names depend on the model alone.
+the same model where the node of layer L and its value are called L, the codes of a quantized value "L:codes" ("L:wide"
+before they are clipped to fewer than 8 bits), its dequantized form "L:real", and a layer's integer weights "L.weight".
+Names depend on the model alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_QUANTIZERS = (".output_quantizer", ".weight_quantizer", ".bias_quantizer")
+_OUTPUT = ".output_quantizer"
+_QUANTIZERS = (_OUTPUT, ".weight_quantizer", ".bias_quantizer")
 
 
 def assign(model: ir.Model, *, outputs: Sequence[str]) -> None:
@@ -41,14 +43,19 @@ def assign(model: ir.Model, *, outputs: Sequence[str]) -> None:
 def _name(node: ir.Node, scope: str, quantized: set[str], *, is_last: bool) -> str:
     if node.op_type == "QuantizeLinear":
         # A value that was only moved shares the quantizer of its source; its codes are called after itself. So are
-        # codes that a Clip follows: what leaves the Clip has the name of the clipped value.
-        stem = scope.removesuffix(".output_quantizer")
+        # codes that a clip of the model follows: what leaves it has the name of the clipped value.
+        stem = scope.removesuffix(_OUTPUT)
         source = node.inputs[0]
-        clipped = any(use.node.op_type == "Clip" for use in node.outputs[0].uses())
+        clips = [_scope(use.node) for use in node.outputs[0].uses() if use.node.op_type == "Clip"]
+        clipped = any(not clip.endswith(_OUTPUT) for clip in clips)
         if (stem in quantized or clipped) and source is not None and source.producer() is not None:
             stem = str(source.name)
         quantized.add(stem)
-        return f"{stem}:codes"
+        return f"{stem}:codes" if clipped or not clips else f"{stem}:wide"
+    if node.op_type == "Clip" and scope.endswith(_OUTPUT):
+        codes = node.inputs[0]
+        assert codes is not None
+        return f"{str(codes.name).removesuffix(':wide')}:codes"
     if node.op_type == "DequantizeLinear":
         codes = node.inputs[0]
         assert codes is not None

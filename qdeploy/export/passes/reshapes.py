@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from qdeploy.export.passes.values import initializer
+
 
 def simplify(model: ir.Model) -> None:
     """Run the pass in place."""
@@ -18,10 +20,7 @@ def simplify(model: ir.Model) -> None:
         if node.op_type == "Reshape":
             sizes = _sizes(node.inputs[1])
             if sizes is not None and sizes.count(-1) <= 1 and 0 not in sizes:
-                name = f"{node.name}.shape"
-                shape = ir.Value(name=name, const_value=ir.tensor(np.array(sizes, np.int64), name=name))
-                shape.shape, shape.dtype = ir.Shape([len(sizes)]), ir.DataType.INT64
-                model.graph.initializers.add(shape)
+                shape = initializer(model.graph, f"{node.name}.shape", np.array(sizes, np.int64))
                 node.replace_input_with(1, shape)
 
 

@@ -5,7 +5,10 @@ Contract: in, a valid model; out, the same function.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+
+from qdeploy.export.passes.values import array
 
 _SMALLEST = 64  # elements; scales and zero points are left apart, under the names of their layers
 
@@ -20,6 +23,16 @@ def merge_weights(model: ir.Model) -> None:
         kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if kept is not value:
             value.replace_all_uses_with(kept)
+            model.graph.initializers.pop(str(value.name))
+
+
+def merge_scales(model: ir.Model) -> None:
+    """One initializer where a quantizer multiplies with the scale that it divided by. In place."""
+    for value in list(model.graph.initializers.values()):
+        owner, _, kind = str(value.name).rpartition(".")
+        divided = model.graph.initializers.get(f"{owner}.scale")
+        if kind == "dequantize_scale" and divided is not None and np.array_equal(array(divided), array(value)):
+            value.replace_all_uses_with(divided)
             model.graph.initializers.pop(str(value.name))
 
 
