@@ -7,3 +7,5 @@ from typing import Literal
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Augmentation = Literal["crop", "flip"]
+Keep = Literal["best", "last"]

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
@@ -21,6 +21,7 @@ from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.runner import preprocess
 from qdeploy.train import choices
+from qdeploy.train.augment import augment as change
 from qdeploy.train.reference import USER_ERRORS
 
 VALIDATION_BATCH = 256
@@ -84,6 +85,11 @@ def fit(
     schedule: str = "cosine",
     label_smoothing: float = 0.0,
     device: str = "auto",
+    augment: Sequence[str] = (),
+    teacher: nn.Module | None = None,
+    distillation: float = 0.0,
+    keep: choices.Keep = "best",
+    before_epoch: Callable[[int, int], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
     """Train ``model`` in place on the ``train`` split and return its best checkpoint on ``validation``.
@@ -91,12 +97,18 @@ def fit(
     Best is the best metric of the data set, then the lowest validation loss, then the earliest epoch. On the CPU the
     same model and arguments give the same weights, bit for bit, whatever the global random state. The model is left
     on the CPU, in eval mode, with the best weights, not the last ones. An incomplete last batch of an epoch is
-    dropped. Raises QDeployError for a wrong name, a device that is not here, a task without a loss, or a loss that
-    is not finite.
+    dropped. ``keep`` = "last" returns the last epoch's weights instead of the best.
+
+    ``augment`` changes training batches (see augment.py). With a ``teacher``, a model of the same inputs and outputs,
+    its soft answers count for the share ``distillation`` of the loss (Hinton et al., arXiv:1503.02531, temperature 1)
+    and the targets for the rest. ``before_epoch(epoch, epochs)`` is called before every epoch.
+
+    Raises QDeployError for a wrong name, a device that is not here, a task without a loss, or a loss that is not
+    finite.
     """
     if epochs < 1 or batch_size < 1:
         raise QDeployError(f"Cannot train {epochs} epochs with batches of {batch_size}.", "Both are 1 or more.")
-    report = progress or (lambda _: None)
+    report, prepare_epoch = progress or (lambda _: None), before_epoch or (lambda *_: None)
     loss_function = _loss_function(dataset.task, label_smoothing)
     metric = plugins.load("metric", dataset.metric)()
     train, validation = _tensors(dataset, "train"), _tensors(dataset, "validation")
@@ -106,15 +118,18 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     fabric = _fabric(device)
     wrapped, stepper = fabric.setup(model, _optimizer(optimizer, model, lr, weight_decay))
+    taught = _taught(fabric, loss_function, teacher, distillation)
     history: list[dict[str, float]] = []
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
 
     with _seeded(seed):
         for epoch in range(1, epochs + 1):
             losses = []
+            prepare_epoch(epoch, epochs)
             for batch, rows in enumerate(_batches(len(train[0]), batch_size, order), start=1):
                 _set_lr(stepper, rate((epoch - 1) * batches + batch - 1))
-                losses.append(_step(fabric, wrapped, stepper, loss_function, (train[0][rows], train[1][rows])))
+                inputs = change(train[0][rows], augment, order)
+                losses.append(_step(fabric, wrapped, stepper, taught, (inputs, train[1][rows])))
                 _require_finite(losses[-1], f"The training loss in epoch {epoch}, batch {batch}")
                 if batch < batches:
                     report(Progress(epoch, epochs, batch, batches, losses[-1]))
@@ -123,7 +138,7 @@ def fit(
             line = {"epoch": epoch, "lr": stepper.param_groups[0]["lr"], "train_loss": sum(losses) / batches}
             history.append({**line, "validation_loss": measured_loss, "validation_metric": measured})
             rank = (measured if metric.higher_is_better else -measured, -measured_loss)
-            if best is None or rank > best[0]:
+            if best is None or rank > best[0] or keep == "last":
                 best = rank, epoch, _snapshot(model)
             report(Progress(epoch, epochs, batches, batches, losses[-1], history[-1]))
     assert best is not None
@@ -132,13 +147,30 @@ def fit(
     return FitResult(state_dict, epoch, metric.name, history)
 
 
+def _taught(
+    fabric: Any, loss_function: Callable[..., Tensor], teacher: nn.Module | None, distillation: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The training loss of (inputs, outputs, targets)."""
+    if teacher is None or distillation == 0:
+        return lambda _, outputs, targets: loss_function(outputs, targets)
+    teacher = fabric.to_device(teacher.eval())
+
+    def loss(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = F.log_softmax(teacher(inputs), dim=-1)
+        taught = F.kl_div(F.log_softmax(outputs, dim=-1), wanted, reduction="batchmean", log_target=True)
+        return distillation * taught + (1 - distillation) * loss_function(outputs, targets)
+
+    return loss
+
+
 def _step(
     fabric: Any, model: nn.Module, optimizer: Any, loss_function: Callable[..., Tensor], batch: tuple[Tensor, Tensor]
 ) -> float:
     """One step of the optimizer on ``batch`` (inputs, targets); returns the loss before it."""
     model.train()
     inputs, targets = fabric.to_device(batch)
-    loss = loss_function(model(inputs), targets)
+    loss = loss_function(inputs, model(inputs), targets)
     optimizer.zero_grad()
     fabric.backward(loss)
     optimizer.step()
@@ -176,10 +208,15 @@ def _loss_function(task: str, label_smoothing: float) -> Callable[..., Tensor]:
 
 
 def _optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The optimizer over all parameters. Biases and batch norm's parameters are not decayed."""
+    """The optimizer over all parameters. Biases, batch norm's parameters and other vectors are not decayed.
+
+    A module with a true attribute ``decays`` has its own parameters decayed all the same: PACT's clipping level.
+    """
+    asked = {p for module in model.modules() if getattr(module, "decays", False) for p in module.parameters(False)}
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1 or p in asked], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1 and p not in asked], "weight_decay": 0.0},
     ]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)

@@ -234,3 +234,62 @@ def test_a_model_that_cannot_be_trained_is_refused_before_the_first_step(answer,
 
     with pytest.raises(QDeployError, match=said):
         fit(_Answers(answer), Dataset(), epochs=1, lr=1e-3)
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked_for():
+    result = fit(Drifting(), Tiny(), epochs=4, lr=0.01, batch_size=10, device="cpu", keep="last")
+    assert result.epoch == 4
+    assert int(result.state_dict["batches"]) == 28
+
+
+def test_every_epoch_is_announced_before_it_starts():
+    seen = []
+    fit(
+        network(), Tiny(), epochs=3, lr=0.01, batch_size=70, device="cpu",
+        before_epoch=lambda epoch, epochs: seen.append((epoch, epochs)), progress=lambda p: seen.append(p.epoch),
+    )  # fmt: skip
+    assert seen == [(1, 3), 1, (2, 3), 2, (3, 3), 3]
+
+
+def test_a_teacher_alone_teaches_its_answers_and_not_the_targets():
+    """This one says the opposite of the targets: the darkest pixel."""
+
+    class Contrary(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return -20 * x
+
+    result = fit(
+        network(), Tiny(), epochs=30, lr=0.02, batch_size=10, weight_decay=0.0, device="cpu", teacher=Contrary(),
+        distillation=1.0, keep="last",
+    )  # fmt: skip
+    assert result.history[-1]["validation_metric"] < 0.25
+    model = network()
+    model.load_state_dict(result.state_dict)
+    raw, _ = Tiny().split("validation")
+    inputs = torch.from_numpy(preprocess(raw, Tiny.preprocessing))
+    agreed = model.eval()(inputs).argmax(1) == Contrary()(inputs).argmax(1)
+    assert agreed.float().mean() > 0.6
+
+
+def test_a_teacher_that_counts_for_nothing_changes_nothing():
+    plain = fit(network(), Tiny(), epochs=2, lr=0.01, batch_size=16, device="cpu")
+    taught = fit(network(), Tiny(), epochs=2, lr=0.01, batch_size=16, device="cpu", teacher=network(1))
+    assert same(plain.state_dict, taught.state_dict)
+
+
+class Level(nn.Module):
+    """Adds nothing, with a parameter that has a gradient of 0."""
+
+    def __init__(self, decays: bool) -> None:
+        super().__init__()
+        self.decays, self.level = decays, nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0 * self.level.sum()
+
+
+def test_a_module_that_decays_has_its_vectors_decayed_and_no_other_has():
+    model = nn.Sequential(network(), Level(True), Level(False))
+    result = fit(model, Tiny(), epochs=1, lr=0.1, weight_decay=0.5, batch_size=10, optimizer="sgd", device="cpu")
+    assert all(result.state_dict["1.level"] < 1)
+    assert all(result.state_dict["2.level"] == 1)

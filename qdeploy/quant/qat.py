@@ -1,0 +1,248 @@
+"""Quantization-aware training on the captured graph: what is trained is what ships.
+
+``prepare`` takes the placed graph, puts a fake quantizer in every quantizer and brings the batch norms back to life
+behind their layers; any training loop then trains it as a module. ``finish`` turns the trained graph into the integer
+graph: codes from the fake quantizers, batch norm folded into scales and biases, the codes untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from qdeploy.core import affine, plugins
+from qdeploy.core.errors import QDeployError
+from qdeploy.core.qtensor import QTensor
+from qdeploy.graph.fold import FoldedNorm
+from qdeploy.graph.operators import set_parameter, tensor_at
+from qdeploy.quant import calibration
+from qdeploy.quant.codes import nearest_codes
+from qdeploy.quant.convert import convert, layer_bias, smallest_weight_scale
+from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range, is_clip
+
+EXEMPT = "ste"  # the fake quantizer of what a recipe leaves at 8 bits: the plain affine one
+
+
+class LiveBatchNorm(nn.Module):
+    """Batch norm behind a layer whose weights are fake-quantized.
+
+    ``weight`` counts by its magnitude: a negative gamma would negate codes, and two's complement has one that has no
+    negative. ``prepare`` negates the layer's weights instead, which is the same function. ``frozen`` makes it use its
+    running statistics in training as well, as it will at inference.
+    """
+
+    def __init__(self, norm: FoldedNorm) -> None:
+        super().__init__()
+        sign = torch.where(norm.gamma < 0, -1.0, 1.0)
+        self.weight = nn.Parameter(norm.gamma.abs())
+        self.bias = nn.Parameter(norm.beta.clone())
+        self.register_buffer("running_mean", norm.mean * sign)
+        self.register_buffer("running_var", norm.variance.clone())
+        self.eps, self.momentum = norm.eps, norm.momentum
+        self.frozen = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] normalized with the statistics of the batch in training, with the running ones otherwise."""
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight.abs(), self.bias,  # type: ignore[arg-type]
+            self.training and not self.frozen, self.momentum, self.eps,
+        )  # fmt: skip
+
+    def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Gain and offset, float64 [C]: what it does at inference is x * gain + offset."""
+        mean, variance, gamma, beta = (
+            tensor.detach().cpu().double().numpy()
+            for tensor in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        gain = np.abs(gamma) / np.sqrt(variance + self.eps)
+        return gain, beta - mean * gain
+
+
+class Schedule:
+    """What changes from epoch to epoch: fake quantizers freeze their averages, batch norms their statistics, late."""
+
+    def __init__(self, graph_module: nn.Module, frozen_share: float = 0.25) -> None:
+        """``frozen_share``: the last part of the epochs that trains with running statistics (none of a single one)."""
+        self.graph_module, self.frozen_share = graph_module, frozen_share
+
+    def __call__(self, epoch: int, epochs: int) -> None:
+        """To be called before every epoch, 1 to ``epochs``."""
+        for module in self.graph_module.modules():
+            if isinstance(module, LiveBatchNorm):
+                module.frozen = epoch > epochs - int(epochs * self.frozen_share)
+            elif hasattr(module, "start_epoch"):
+                module.start_epoch(epoch, epochs)
+
+
+def require_widths(fake_quant: str, *, weight_bits: Iterable[int], activation_bits: Iterable[int]) -> None:
+    """NotRepresentableError if the fake quantizer has no exact integer form of one of these widths."""
+    method = plugins.load("fake quant", fake_quant)
+    for bits in weight_bits:
+        method.Weight(torch.tensor([[-1.0, 1.0]]), bits)
+    for bits in activation_bits:
+        method.Activation(bits, 0.0, 1.0)
+
+
+@torch.no_grad()
+def prepare(
+    graph_module: fx.GraphModule, placement: Placement, norms: Mapping[str, FoldedNorm],
+    batches: Iterable[Tensor | tuple[Tensor, ...]], *, fake_quant: str, observer: str = "minmax",
+    observer_options: Mapping[str, Any] | None = None,
+) -> fx.GraphModule:  # fmt: skip
+    """The placed graph, ready to be trained: ``norms`` is what fold returned, ``batches`` calibrate first ranges."""
+    method, plain = (plugins.load("fake quant", name) for name in (fake_quant, EXEMPT))
+    calibration.watch(graph_module, placement, batches, observer=observer, **(observer_options or {}))
+    trained = {layer.input.name for layer in placement.layers if not layer.exempt}
+    calls = {str(n.target): n for n in reversed(graph_module.graph.nodes) if n.op == "call_module"}
+    for name, quantizer in placement.activations.items():
+        low, high = quantizer.observed_range()
+        foldable = _producer(calls[f"{name}.output_quantizer"], placement) is not None
+        make = (method if name in trained else plain).Activation
+        quantizer.fake = make(quantizer.scheme.bits, min(low, 0.0), max(high, 0.0), foldable=foldable)
+        quantizer.scheme, quantizer.observer = quantizer.fake.scheme, None
+    for layer in placement.layers:
+        if layer.name in norms:
+            _revive(graph_module, layer, norms[layer.name])
+        weight = tensor_at(graph_module, layer.weight_path).detach()
+        layer.weight.fake = _weight_fake_quant(plain if layer.exempt else method, layer, weight)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph.lint()
+    # torch.export's own class of graph module refuses train() and eval().
+    return fx.GraphModule(graph_module, graph_module.graph)
+
+
+def finish(graph_module: fx.GraphModule, placement: Placement) -> dict[str, NDArray[np.float32]]:
+    """Convert the trained graph into the integer graph, in place.
+
+    Returns the float32 weights that the codes stand for, batch norms folded in, by layer name. The biases are rounded
+    to int32 steps of both scales, which the trained graph did not do: at few bits that is most of what the two differ.
+    """
+    graph_module.cpu().eval()
+    calls = {str(n.target): n for n in reversed(graph_module.graph.nodes) if n.op == "call_module"}
+    starts: dict[str, float] = {}  # by layer: where the interval of what reads it starts
+    for name, quantizer in placement.activations.items():
+        found = quantizer.fake.qparams()  # type: ignore[union-attr,operator]
+        if found.start != 0:
+            producer = _producer(calls[f"{name}.output_quantizer"], placement)
+            if producer is None:
+                raise QDeployError(f"The interval of {name!r} does not start at 0, and no bias can take that in.")
+            starts[producer.name] = float(found.start)
+        quantizer.set(float(found.scale), int(found.zero_point), float(found.dequantize_scale))
+    weights = {layer.name: _settle(graph_module, layer, starts.get(layer.name, 0.0)) for layer in placement.layers}
+    convert(graph_module, placement)
+    return weights
+
+
+def _weight_fake_quant(method: Any, layer: QuantizedLayer, weight: Tensor) -> nn.Module:
+    try:
+        made = method.Weight(weight, layer.weight.scheme.bits)
+    except QDeployError as error:
+        raise type(error)(f"The weight of {layer.name!r}: {error.message}", error.hint) from None
+    assert isinstance(made, nn.Module)
+    return made
+
+
+def _revive(graph_module: fx.GraphModule, layer: QuantizedLayer, norm: FoldedNorm) -> None:
+    """Give a layer back the parameters that it had before its batch norm, and the batch norm behind it."""
+    graph, node = graph_module.graph, layer.node
+    sign = torch.where(norm.gamma < 0, -1.0, 1.0)
+    set_parameter(graph_module, layer.weight_path, norm.weight * sign.reshape(-1, *[1] * (norm.weight.dim() - 1)))
+    _set_bias(graph_module, layer, None if norm.bias is None else norm.bias * sign)
+    path = f"{layer.name}.batch_norm"
+    graph_module.add_submodule(path, LiveBatchNorm(norm))
+    with graph.inserting_after(node):
+        call = graph.call_module(path, (node,))
+    call.meta["val"] = node.meta.get("val")
+    node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+
+
+def _settle(graph_module: fx.GraphModule, layer: QuantizedLayer, start: float) -> NDArray[np.float32]:
+    """Give a trained layer its codes, scales and float bias, its batch norm folded in; returns its float32 weight.
+
+    y = (w x + b) * gain + offset: the gain of an output channel goes into its scale, the offset into its bias. A gain
+    so small that the bias would leave int32 keeps the codes of a larger scale, beside which they vanish all the same.
+    """
+    weight = tensor_at(graph_module, layer.weight_path).detach().cpu()
+    codes = layer.weight.fake.quantized(weight)  # type: ignore[union-attr,operator]
+    bias = layer_bias(graph_module, layer.node)
+    scale, real = codes.scale.astype(np.float64), weight.numpy()
+    norm = _norm_behind(graph_module, layer.node)
+    if norm is not None:
+        gain, offset = graph_module.get_submodule(str(norm.target)).affine()  # type: ignore[operator]
+        bias = (0.0 if bias is None else bias.astype(np.float64)) * gain + offset
+        scale, real = scale * gain, real * gain.reshape(-1, *[1] * (real.ndim - 1))
+        norm.replace_all_uses_with(layer.node)
+        graph_module.graph.erase_node(norm)
+    if start:
+        bias = (np.zeros(len(scale)) if bias is None else bias) - start
+    if bias is not None:
+        bias = bias.astype(np.float32)
+        _set_bias(graph_module, layer, torch.from_numpy(bias))
+    layer.weight.set(_representable(codes, scale, bias, layer))
+    return real.astype(np.float32)
+
+
+def _representable(
+    codes: QTensor, scale: NDArray[np.float64], bias: NDArray[np.float32] | None, layer: QuantizedLayer
+) -> QTensor:
+    """The codes with the scale [C_out] that the folded layer has, raised where its bias would not fit int32."""
+    products = [
+        affine.accumulator_bound(channel[None], None, int(layer.input.zero_point), layer.input.scheme)
+        for channel in codes.codes
+    ]
+    smallest = smallest_weight_scale(bias, float(layer.input.dequantize_scale), np.array(products))
+    shipped = np.maximum(scale.astype(np.float32), smallest)
+    kept = codes.codes
+    raised = scale < smallest
+    if raised.any():
+        ratio = (scale / shipped.astype(np.float64))[raised].reshape(-1, *[1] * (kept.ndim - 1))
+        kept = kept.copy()
+        kept[raised] = nearest_codes(kept[raised] * ratio, codes.scheme).astype(kept.dtype)
+    return QTensor(kept, shipped, codes.zero_point, codes.scheme, axis=0)
+
+
+def _set_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, bias: Tensor | None) -> None:
+    node = layer.node
+    arguments = list(node.args) + [None] * (3 - len(node.args))
+    node.kwargs = {key: value for key, value in node.kwargs.items() if key != "bias"}
+    arguments[2] = None
+    if bias is not None:
+        path = f"{layer.name}.own_bias"
+        set_parameter(graph_module, path, bias)
+        with graph_module.graph.inserting_before(node):
+            arguments[2] = graph_module.graph.get_attr(path)
+        arguments[2].meta["val"] = bias
+    node.args = tuple(arguments)
+
+
+def _norm_behind(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    if len(users) != 1 or users[0].op != "call_module":
+        return None
+    return users[0] if isinstance(graph_module.get_submodule(str(users[0].target)), LiveBatchNorm) else None
+
+
+def _producer(call: fx.Node, placement: Placement) -> QuantizedLayer | None:
+    """The layer whose bias can take in a shift of what the quantizer ``call`` reads: nobody else reads the value.
+
+    Between them stand at most ReLUs, and the batch norm: relu(y) - start and relu(y - start) have the same codes.
+    """
+    layers = {layer.node: layer for layer in placement.layers}
+    node = call.args[0]
+    while isinstance(node, fx.Node) and len(node.users) == 1:
+        if node in layers:
+            return layers[node]
+        if not (is_clip(node) and clip_range(node) == (0.0, np.inf)) and not _is_norm(node):
+            return None
+        node = node.args[0]
+    return None
+
+
+def _is_norm(node: fx.Node) -> bool:
+    return node.op == "call_module" and str(node.target).endswith(".batch_norm")
