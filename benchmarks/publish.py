@@ -1,8 +1,9 @@
 """Results pages: run a recipe from nothing, keep its results as JSON, and make the pages from that JSON.
 
-    python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--only-page]
+    python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--out DIR] [--only-page]
 
-Builds the recipe into an empty folder, times the build, times the bundles, and writes docs/results/NAME.json. Then
+Builds the recipe into an empty folder, times the build, times the bundles, and writes docs/results/NAME.json. With
+--out a build that was interrupted goes on where it stood, and the page gives the time of each variant only. Then
 every docs/results/*.md and the table in README.md are made from the JSON files: no number is typed by hand, and
 tests/test_results_pages.py fails if a page and its JSON differ. ``--only-page`` makes the pages and runs nothing.
 """
@@ -36,24 +37,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?")
     parser.add_argument("--threads", default="1")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--only-page", action="store_true")
     arguments = parser.parse_args()
     if not arguments.only_page:
         if arguments.recipe is None:
             parser.error("name a recipe, or give --only-page")
-        run(arguments.recipe, arguments.threads)
+        run(arguments.recipe, arguments.threads, arguments.out)
     for path, content in pages().items():
         write_atomic(path, content)
 
 
-def run(recipe: str, threads: str) -> None:
-    """Build and bench a recipe in an empty folder and keep what was measured."""
+def run(recipe: str, threads: str, out: Path | None) -> None:
+    """Build and bench a recipe, in an empty folder or going on in ``out``, and keep what was measured."""
     build, bench = f"qdeploy build {recipe} --no-bench", f"qdeploy bench runs/NAME --threads {threads} --seconds 5"
     with tempfile.TemporaryDirectory() as folder:
-        out, python = Path(folder) / "run", [sys.executable, "-m", "qdeploy"]
+        fresh = out is None or not (out / "stages").exists()
+        out, python = out or Path(folder) / "run", [sys.executable, "-m", "qdeploy"]
         started = time.monotonic()
         subprocess.run([*python, "build", recipe, "--no-bench", "--out", str(out)], check=True)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started if fresh else None
         subprocess.run([*python, "bench", str(out), "--threads", threads, "--seconds", "5"], check=True)
         results = json.loads((out / "results.json").read_text())
     commands = [build, bench.replace("NAME", results["name"])]
@@ -81,9 +84,14 @@ def page(data: dict[str, Any]) -> str:
     return "\n".join([
         f"# {results.name}", "", f"{verdict(results)}", "", results_markdown(results),
         "```sh", *data["commands"], "```", "",
-        f"The build took {data['build_seconds']:.0f} s. Machine: {environment_line(results.environment)}.",
+        f"{build_time(data['build_seconds'])}Machine: {environment_line(results.environment)}.",
         f"Made from {results.created_by}'s results by `python benchmarks/publish.py`.", "",
     ])  # fmt: skip
+
+
+def build_time(seconds: float | None) -> str:
+    """How long the whole build took; nothing where it was made in several goes."""
+    return "" if seconds is None else f"The build took {seconds:.0f} s. "
 
 
 def table(name: str) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from qdeploy.bench import merge
 from qdeploy.bench import schedule as bench
 from qdeploy.bundle.pack import pack
 from qdeploy.core import plugins, records, sources
-from qdeploy.core.errors import QDeployError
+from qdeploy.core.errors import NotRepresentableError, QDeployError
 from qdeploy.core.files import sha256, write_atomic, write_json
-from qdeploy.core.records import Interval, Layer, Metric, Results, Variant
+from qdeploy.core.records import Interval, Layer, Metric, Refusal, Results, Variant
 from qdeploy.core.stages import Folders, Stage, execute, is_done, key_of
 from qdeploy.export import artifact
-from qdeploy.recipe.schema import Recipe, VariantRecipe
+from qdeploy.quant import qat
+from qdeploy.quant.rules import Rule
+from qdeploy.recipe.schema import STORAGE, Recipe, VariantRecipe
 from qdeploy.reports import html
 from qdeploy.train import checkpoint
 from qdeploy.train.fit import device_kind, fit
@@ -55,12 +58,14 @@ def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool
     ``out`` gets the float32 checkpoint, a bundle a variant, results.json and report.html. ``measure`` times the
     bundles that changed since the last build; times of unchanged bundles are kept.
     """
+    recipe, refusals = _representable(recipe)
     stages = plan(recipe, events)
+    _rehearse(recipe, [stage.name for stage in stages if not is_done(stage, out / "stages")])
     folders = execute(stages, out / "stages", on_start=events.stage)
     _publish(folders["train"] / "checkpoint.safetensors", out)
     results_file = out / "results.json"
     previous = _previous(results_file)
-    results = merge.keep_latencies(_results(recipe, folders, out), previous)
+    results = merge.keep_latencies(replace(_results(recipe, folders, out), refusals=refusals), previous)
     if measure and any(variant.latency is None for variant in results.variants):
         measured = bench.run(
             [out / variant.bundle for variant in results.variants], threads=recipe.bench.threads,
@@ -83,7 +88,46 @@ def _previous(path: Path) -> Results | None:
 
 def pending(recipe: Recipe, out: Path) -> list[Stage]:
     """The stages of a plan that a build into ``out`` would run."""
+    recipe, _ = _representable(recipe)
     return [stage for stage in plan(recipe, Events()) if not is_done(stage, out / "stages")]
+
+
+def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
+    """The recipe without the variants that have no exact integer form, and why they have none.
+
+    NotRepresentableError: nothing but the baseline is left.
+    """
+    refusals = []
+    for name, variant in recipe.variants.items():
+        try:
+            if variant.method == "qat":
+                weights = [variant.weights.bits, *(rule.weights.bits for rule in variant.rules if rule.weights)]
+                activations = [variant.activations.bits]
+                qat.require_widths(variant.fake_quant, weight_bits=weights, activation_bits=activations)
+        except NotRepresentableError as error:
+            refusals.append(Refusal(name, variant.method, error.message))
+    refused = {refusal.name for refusal in refusals}
+    variants = {name: variant for name, variant in recipe.variants.items() if name not in refused}
+    if refusals and list(variants) == [recipe.baseline]:
+        raise NotRepresentableError(
+            f"Variant {refusals[0].name}: {refusals[0].reason}", "Choose another width or method."
+        )
+    return recipe.model_copy(update={"variants": variants}), tuple(refusals)
+
+
+def _rehearse(recipe: Recipe, ahead: list[str]) -> None:
+    """Capture and place, before hours of training, what is to be quantized.
+
+    A model that cannot be, or a rule for a layer that is not there, is an error now. ``ahead``: the stages to run.
+    """
+    dataset = plugins.load("dataset", recipe.data.name)(**recipe.data.options)
+    raw = np.zeros((2, *dataset.raw_shape), dataset.raw_dtype)
+    (example,) = artifact.batches_of(runner.preprocess(raw, dataset.preprocessing), 2)
+    for name, variant in recipe.variants.items():
+        if variant.quantizes and f"{name}/model" in ahead and ("train" in ahead or variant.rules):
+            model = load_model(recipe.model.factory, base=recipe.base, **recipe.model.arguments)
+            artifact.placed(model.eval(), example, **_bits(variant))
+            ahead = [stage for stage in ahead if stage != "train"]  # once is enough where there are no rules
 
 
 def plan(recipe: Recipe, events: Events) -> list[Stage]:
@@ -97,8 +141,13 @@ def plan(recipe: Recipe, events: Events) -> list[Stage]:
     packer = sources.digest("qdeploy.bundle.pack", "qdeploy.runner")
     for name in sorted(recipe.variants, key=lambda name: name != baseline):  # the baseline first: others refer to it
         variant = recipe.variants[name]
-        key = key_of(trained.key, variant.dump(), _used(variant), exporter)
-        made = Stage(f"{name}/model", key, (trained.name,), partial(_model, recipe, variant, dataset))
+        weights = trained
+        if variant.method == "qat":
+            weights = _qat_stage(recipe, name, variant, dataset, trained, events)
+            stages.append(weights)
+        key = key_of(weights.key, variant.dump(), _used(variant), exporter)
+        inputs = dict.fromkeys((trained.name, weights.name))
+        made = Stage(f"{name}/model", key, tuple(inputs), partial(_model, recipe, variant, dataset))
         reference = (f"{baseline}/model", f"{baseline}/verify") if name != baseline else ()
         keys = [stage.key for stage in stages if stage.name in reference]
         key = key_of(made.key, keys, _source("metric", dataset.metric), prover)
@@ -111,10 +160,10 @@ def plan(recipe: Recipe, events: Events) -> list[Stage]:
 
 def _used(variant: VariantRecipe) -> list[str]:
     """The sources of the plugins that a variant names: module names; a user's own file counts by its content."""
-    if variant.method == "float32":
+    if not variant.quantizes:
         return []
-    named = (("observer", variant.activations.observer), ("rounding", variant.rounding))
-    return [_source(kind, name) for kind, name in named]
+    chosen = ("fake quant", variant.fake_quant) if variant.method == "qat" else ("rounding", variant.rounding.name)
+    return [_source(kind, name) for kind, name in (("observer", variant.activations.observer), chosen)]
 
 
 def _source(kind: str, name: str) -> str:
@@ -149,29 +198,97 @@ def _import_checkpoint(recipe: Recipe, path: Path, folder: Path, _: Folders) -> 
     checkpoint.save(folder / "checkpoint.safetensors", model.state_dict())
 
 
+def _qat_stage(
+    recipe: Recipe, name: str, variant: VariantRecipe, dataset: Any, trained: Stage, events: Events
+) -> Stage:
+    """Training on with fake quantizers; leaves checkpoint.safetensors of the graph."""
+    settings = {key: value for key, value in variant.dump().items() if key != "packing"}
+    code = sources.digest("qdeploy.graph.capture", "qdeploy.graph.normalize", "qdeploy.quant.qat", "qdeploy.train.fit")
+    key = key_of(trained.key, settings, device_kind(variant.train.device), _used(variant), code)
+    return Stage(f"{name}/qat", key, (trained.name,), partial(_qat, recipe, variant, dataset, events))
+
+
+def _qat(recipe: Recipe, variant: VariantRecipe, dataset: Any, events: Events, folder: Path, inputs: Folders) -> None:
+    started = time.perf_counter()
+    model = _float_model(recipe, inputs["train"])
+    _, graph, _ = _trainable(model, variant, dataset)
+    options = variant.train.dump()
+    result = fit(
+        graph, dataset, teacher=model, before_epoch=qat.Schedule(graph), progress=events.training, **options
+    )  # fmt: skip
+    checkpoint.save(folder / "checkpoint.safetensors", result.state_dict)
+    seconds = time.perf_counter() - started
+    write_json(folder / "history.json", {
+        "best_epoch": result.epoch, "metric": result.metric, "epochs": result.history, "seconds": seconds,
+    })  # fmt: skip
+
+
+def _trainable(model: Any, variant: VariantRecipe, dataset: Any) -> tuple[artifact.Placed, Any, Any]:
+    """The placed graph, the module to train, and an example of its input."""
+    example, batches = _calibration(variant, dataset)
+    made = artifact.placed(model, example, **_bits(variant))
+    activations = variant.activations
+    graph = artifact.trainable(
+        made, batches, fake_quant=variant.fake_quant, activation_observer=activations.observer,
+        observer_options=activations.options,
+    )  # fmt: skip
+    return made, graph, example
+
+
 def _model(recipe: Recipe, variant: VariantRecipe, dataset: Any, folder: Path, inputs: Folders) -> None:
-    model = load_model(recipe.model.factory, base=recipe.base, **recipe.model.arguments)
-    checkpoint.load(inputs["train"] / "checkpoint.safetensors", model)
-    raw, _ = dataset.split("calibration")
-    raw = raw[: variant.calibration.samples]
-    samples = runner.preprocess(raw, dataset.preprocessing)
-    example = artifact.batches_of(samples[:2], 2)[0]
-    if variant.method == "float32":
-        made = artifact.float32(model, example)
-    else:
+    started = time.perf_counter()
+    model = _float_model(recipe, inputs["train"])
+    before = 0.0
+    if variant.method == "qat":
+        (trained,) = (folder for name, folder in inputs.items() if name != "train")
+        placed, graph, example = _trainable(model, variant, dataset)
+        checkpoint.load(trained / "checkpoint.safetensors", graph)
+        made = artifact.trained(graph, placed, example, packing=variant.packing)
+        before = json.loads((trained / "history.json").read_text())["seconds"]
+    elif variant.method == "ptq":
+        example, batches = _calibration(variant, dataset)
         made = artifact.quantized(
-            model, example, artifact.batches_of(samples, variant.calibration.batch),
-            weight_bits=variant.weights.bits, weight_observer=variant.weights.observer,
-            activation_bits=variant.activations.bits, activation_observer=variant.activations.observer,
-            observer_options=variant.activations.options,
-            rounding=variant.rounding,
+            model, example, batches, weight_observer=variant.weights.observer,
+            activation_observer=variant.activations.observer, observer_options=variant.activations.options,
+            weight_grid=variant.weights.grid, rounding=variant.rounding.name,
+            rounding_options=variant.rounding.options, equalized=variant.equalize,
+            bias_correction=variant.bias_correction, learn_ranges=variant.learn_ranges, packing=variant.packing,
+            **_bits(variant),
         )  # fmt: skip
+    else:
+        example, _ = _calibration(variant, dataset)
+        made = artifact.float32(model, example, storage=STORAGE[variant.method])  # type: ignore[arg-type]
     write_atomic(folder / "model.onnx", made.model)
     write_json(folder / "layers.json", {
         "weights": {name: records.to_json(value) for name, value in made.weights.items()},
         "activations": {name: records.to_json(value) for name, value in made.activations.items()},
-        "float_reasons": made.float_reasons,
+        "float_reasons": made.float_reasons, "seconds": before + time.perf_counter() - started,
     })  # fmt: skip
+
+
+def _float_model(recipe: Recipe, folder: Path) -> Any:
+    model = load_model(recipe.model.factory, base=recipe.base, **recipe.model.arguments)
+    checkpoint.load(folder / "checkpoint.safetensors", model)
+    return model.eval()
+
+
+def _calibration(variant: VariantRecipe, dataset: Any) -> tuple[Any, list[Any]]:
+    """An example input of two samples, and the calibration samples in batches."""
+    raw, _ = dataset.split("calibration")
+    samples = runner.preprocess(raw[: variant.calibration.samples], dataset.preprocessing)
+    return artifact.batches_of(samples[:2], 2)[0], artifact.batches_of(samples, variant.calibration.batch)
+
+
+def _bits(variant: VariantRecipe) -> dict[str, Any]:
+    """Which layer gets how many bits, as keyword arguments."""
+    rules = [
+        Rule(rule.match, rule.weights and rule.weights.bits, rule.activations and rule.activations.bits)
+        for rule in variant.rules if rule.method is None
+    ]  # fmt: skip
+    return {
+        "weight_bits": variant.weights.bits, "activation_bits": variant.activations.bits,
+        "first_last_bits": variant.first_last_bits, "rules": rules, "keep_float": variant.keep_float,
+    }  # fmt: skip
 
 
 def _verify(dataset: Any, folder: Path, inputs: Folders) -> None:
@@ -216,7 +333,9 @@ def _bundle(
     with np.load(verified / "golden.npz") as arrays:
         golden = dict(arrays)
     tensors = signature(model)
-    raw = {"dtype": dataset.raw_dtype, "shape": list(dataset.raw_shape)}
+    raw: dict[str, Any] = {"dtype": dataset.raw_dtype, "shape": list(dataset.raw_shape)}
+    if (raw_range := getattr(dataset, "raw_range", None)) is not None:
+        raw["range"] = list(raw_range)
     covered = ("name", "op", "kernel", "integer", "reason", "macs")
     pack(
         folder / f"{name}.qdeploy.zip", name=name, recipe=recipe.name, method=variant.method,
@@ -254,6 +373,7 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
             bundle=bundle, bundle_sha256=sha256(out / bundle), integer_mac_share=proof["integer_mac_share"],
             differing_codes=proof["differing_codes"],
             layers=tuple(records.from_json(Layer, layer) for layer in proof["layers"]),
+            seconds=json.loads((folders[f"{name}/model"] / "layers.json").read_text())["seconds"],
         ))  # fmt: skip
     return Results(name=recipe.name, baseline=recipe.baseline, variants=tuple(variants), dataset=recipe.data.name,
                    created_by=f"qdeploy {__version__}")  # fmt: skip

@@ -116,7 +116,7 @@ def quantized(
         first_last_bits=first_last_bits, rules=rules, keep_float=keep_float, equalized=equalized,
     )  # fmt: skip
     graph, placement = made.graph, made.placement
-    weights = {layer.name: tensor_at(graph, ptq.weight_of(layer)).detach().numpy() for layer in placement.layers}
+    weights = {layer.name: tensor_at(graph, layer.weight_path).detach().numpy() for layer in placement.layers}
     ptq.quantize(
         graph, placement, batches, observer=activation_observer, observer_options=observer_options,
         weight_observer=weight_observer, rounding=rounding, rounding_options=rounding_options,

@@ -23,3 +23,15 @@ def nearest_codes(steps: NDArray[np.floating[Any]], scheme: QScheme) -> NDArray[
     middles = (codebook[1:] + codebook[:-1]) / 2
     lower, upper = np.searchsorted(middles, steps, side="left"), np.searchsorted(middles, steps, side="right")
     return codebook[np.where(steps > 0, lower, upper)]
+
+
+def neighbouring_codes(
+    steps: NDArray[np.floating[Any]], scheme: QScheme
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """The two adjacent codes with each of ``steps`` between them, or the outermost two; shape and dtype of ``steps``.
+
+    A scheme of a single code gives that code twice.
+    """
+    codes = np.asarray(scheme.codebook or range(scheme.qmin, scheme.qmax + 1), steps.dtype)
+    lower = np.clip(np.searchsorted(codes, steps, side="right") - 1, 0, max(len(codes) - 2, 0))
+    return codes[lower], codes[np.minimum(lower + 1, len(codes) - 1)]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx
 
-from qdeploy.core import affine, plugins
-from qdeploy.core.errors import QDeployError
-from qdeploy.core.qtensor import QTensor
-from qdeploy.core.scheme import QScheme
-from qdeploy.graph.operators import argument, tensor_at
-from qdeploy.quant.convert import convert, layer_bias, smallest_weight_scale
-from qdeploy.quant.placement import Placement, QuantizedLayer
-from qdeploy.quant.weight_range import symmetric_scale
+from qdeploy.core import plugins
+from qdeploy.core.errors import QDeployError, nearest
+from qdeploy.graph.operators import tensor_at
+from qdeploy.quant import calibration
+from qdeploy.quant.convert import convert, layer_bias
+from qdeploy.quant.placement import Placement
+from qdeploy.quant.reconstruct import reconstruct
+from qdeploy.quant.weights import OBSERVERS, OUTPUT, Solver, quantize_weight
+
+NEAREST = "nearest"  # the one rounding that asks for no calibration data
 
 
 def quantize(
@@ -27,19 +28,39 @@ def quantize(
     observer: str = "minmax",
     observer_options: Mapping[str, Any] | None = None,
     weight_observer: str = "minmax",
-    rounding: str = "nearest",
+    rounding: str = NEAREST,
+    rounding_options: Mapping[str, Any] | None = None,
+    bias_correction: bool = False,
+    learn_ranges: bool = False,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> None:
-    """Calibrate on ``batches`` (model inputs, float32), round the weights and convert the graph, in place."""
+    """Calibrate on ``batches`` (model inputs, float32), round the weights and convert the graph, in place.
+
+    ``observer`` chooses the ranges of activations, ``weight_observer`` ("minmax", "mse", or "output", for a rounding
+    other than nearest) the scales of weights, ``rounding`` the codes; their options are keyword arguments of the
+    plugins. All other work than nearest rounding is done layer by layer on the data (reconstruct.py), as are
+    ``bias_correction`` and ``learn_ranges``. ``progress`` is called with the name of each layer when its turn comes.
+    QDeployError: an unknown name, options that contradict each other, no samples, NaN or infinity.
+    """
+    _check(weight_observer, rounding)
+    plugin = plugins.load("rounding", rounding)
+    solve = functools.partial(plugin, **(rounding_options or {}))
+    on_data = rounding != NEAREST or bias_correction or learn_ranges
+    if on_data:
+        batches = kept = list(batches)
     calibrate(graph_module, placement, batches, observer=observer, **(observer_options or {}))
-    round_weights(
-        graph_module, placement, weight_observer=weight_observer, rounding=rounding, seed=seed, progress=progress
-    )
+    if on_data:
+        reconstruct(
+            graph_module, placement, kept, solve, weight_observer=weight_observer,
+            informed=rounding != NEAREST, bias_correction=bias_correction, learn_ranges=learn_ranges, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+    else:
+        round_weights(graph_module, placement, solve, weight_observer=weight_observer, seed=seed, progress=progress)
     convert(graph_module, placement)
 
 
-@torch.no_grad()
 def calibrate(
     graph_module: fx.GraphModule, placement: Placement, batches: Iterable[Tensor | tuple[Tensor, ...]], *,
     observer: str, **options: Any,
@@ -48,45 +69,29 @@ def calibrate(
 
     ``options`` are the observer's own.
     """
-    make = plugins.load("observer", observer)
-    for quantizer in placement.activations.values():
-        quantizer.watch(make(quantizer.scheme, **options))
-    for batch in batches:
-        graph_module(*(batch if isinstance(batch, tuple) else (batch,)))
+    calibration.watch(graph_module, placement, batches, observer=observer, **options)
     for quantizer in placement.activations.values():
         quantizer.freeze()
 
 
 def round_weights(
-    graph_module: fx.GraphModule, placement: Placement, *, weight_observer: str, rounding: str, seed: int,
+    graph_module: fx.GraphModule, placement: Placement, solve: Solver, *, weight_observer: str, seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> None:  # fmt: skip
-    """Give every weight quantizer its codes, one layer at a time."""
-    solve = plugins.load("rounding", rounding)
+    """Give every weight quantizer its codes, one layer at a time, from the weights alone."""
     for layer in placement.layers:
         if progress is not None:
             progress(layer.name)
-        weight = tensor_at(graph_module, weight_of(layer)).detach().cpu().numpy()
-        try:
-            scale = weight_scale(weight, layer_bias(graph_module, layer.node), layer, observer=weight_observer)
-        except QDeployError as error:
-            raise QDeployError(f"Quantizing the weight of {layer.name!r}: {error.message}", error.hint) from None
-        codes = solve(weight, scale, layer.weight.scheme, seed=seed)
-        zero_point = np.zeros(scale.shape, layer.weight.scheme.dtype)
-        layer.weight.set(QTensor(codes, scale, zero_point, layer.weight.scheme, axis=0))
+        weight = tensor_at(graph_module, layer.weight_path).detach().cpu().numpy()
+        bias = layer_bias(graph_module, layer.node)
+        layer.weight.set(quantize_weight(weight, bias, layer, solve, observer=weight_observer, seed=seed))
 
 
-def weight_scale(weight: np.ndarray, bias: np.ndarray | None, layer: QuantizedLayer, *, observer: str) -> np.ndarray:
-    """Per-channel weight scales [C_out], raised where the int32 bias would overflow beside the products."""
-    scheme: QScheme = layer.weight.scheme
-    scale = symmetric_scale(weight, scheme, observer=observer)
-    codes = affine.quantize(weight, scale, np.zeros(len(scale), scheme.dtype), scheme, axis=0)
-    zero_point = int(layer.input.zero_point)
-    products = [affine.accumulator_bound(channel[None], None, zero_point, layer.input.scheme) for channel in codes]
-    return np.maximum(scale, smallest_weight_scale(bias, float(layer.input.scale), np.array(products)))
-
-
-def weight_of(layer: QuantizedLayer) -> str:
-    """The path of a layer's float weight in the graph."""
-    quantizer_call = argument(layer.node, 1, "weight")
-    return str(quantizer_call.args[0].target)
+def _check(weight_observer: str, rounding: str) -> None:
+    if weight_observer not in OBSERVERS:
+        raise QDeployError(f"Weights have no observer {weight_observer!r}.", nearest(weight_observer, OBSERVERS))
+    if weight_observer == OUTPUT and rounding == NEAREST:
+        raise QDeployError(
+            "The observer 'output' of weights needs a rounding that sees the layers' inputs.",
+            "Use rounding: gptq or adaround, or the observer mse.",
+        )

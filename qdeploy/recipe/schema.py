@@ -24,8 +24,9 @@ from pydantic import (
 
 from qdeploy.core import plugins
 from qdeploy.core.errors import nearest
+from qdeploy.core.scheme import Grid
 from qdeploy.recipe.problems import refuse
-from qdeploy.train.choices import Device, Optimizer, Schedule
+from qdeploy.train.choices import Augmentation, Device, Keep, Optimizer, Schedule
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -71,19 +72,39 @@ def _a_list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
+def _a_tuple(value: Any) -> Any:
+    """A list of any length, or one value in its place."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
 def _empty_if_none(value: Any) -> Any:
     """``fp32:`` with nothing behind it is ``fp32: {}``."""
     return {} if value is None else value
 
 
-def _eight_bits(bits: int) -> int:
-    if bits != 8:
-        raise refuse(f"activations have 8 bits, not {bits}", "Fewer bits are for weights: weights: {bits: 4}.")
-    return bits
+def _integer_bits(lowest: int) -> Callable[[int], int]:
+    """A validator for the bits of integer codes."""
+
+    def check(bits: int) -> int:
+        if bits in (16, 32):
+            instead = "method: fp16 or bf16 stores weights at 16 bits" if bits == 16 else "method: float32"
+            raise refuse(f"integer codes have {lowest} to 8 bits, not {bits}", f"Use {instead}.")
+        if not lowest <= bits <= 8:
+            raise refuse(f"integer codes have {lowest} to 8 bits, not {bits}", f"Use {lowest} to 8.")
+        return bits
+
+    return check
+
+
+def _named(value: Any) -> Any:
+    """``rounding: gptq`` is ``rounding: {name: gptq}``."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 Name = Annotated[str, AfterValidator(_safe_name)]
 ObserverName = Annotated[str, AfterValidator(_plugin("observer"))]
+WeightBits = Annotated[int, AfterValidator(_integer_bits(1))]
+ActivationBits = Annotated[int, AfterValidator(_integer_bits(2))]
 PositiveInts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_a_list)]
 
 
@@ -121,22 +142,44 @@ class DataRecipe(Strict):
 class TrainRecipe(Strict):
     """The keyword arguments of qdeploy.train.fit.fit."""
 
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
     optimizer: Optimizer = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     schedule: Schedule = "cosine"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: Annotated[tuple[Augmentation, ...], BeforeValidator(_a_tuple)] = ()
     device: Device = "auto"
 
 
-class WeightsRecipe(Strict):
-    """How weights are quantized: signed, symmetric, one scale an output channel."""
+class QatTrainRecipe(TrainRecipe):
+    """How a quantized graph is trained on: gently, from the float32 weights.
 
-    bits: Annotated[int, Field(ge=2, le=8)] = 8
-    observer: ObserverName = "minmax"
+    ``distillation`` is the share of the loss that follows the float32 model's answers instead of the targets. The
+    last epoch is kept, which the schedule ends in: the float32 weights may have been fitted to the samples that are
+    held out, so these say little.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 3
+    optimizer: Optimizer = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    keep: Keep = "last"
+
+
+class WeightsRecipe(Strict):
+    """How weights are quantized: signed, symmetric, one scale an output channel; one bit is a scaled sign.
+
+    ``observer`` chooses the scale: minmax, mse of the weights, or (for a rounding that sees the layers' inputs) of the
+    layer's output. ``grid``: midtread has a level at 0; midrise has one level more and none at 0, a gain at few bits.
+    """
+
+    bits: WeightBits = 8
+    grid: Grid = "midtread"
+    observer: Literal["minmax", "mse", "output"] = "minmax"
 
 
 class ActivationsRecipe(Strict):
@@ -144,7 +187,7 @@ class ActivationsRecipe(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    bits: Annotated[int, AfterValidator(_eight_bits)] = 8
+    bits: ActivationBits = 8
     observer: ObserverName = "minmax"
 
     @property
@@ -160,32 +203,121 @@ class CalibrationRecipe(Strict):
     batch: Annotated[int, Field(ge=1)] = 64
 
 
-class VariantRecipe(Strict):
-    """One way to deploy the model. ``method: float32`` (the default) is the baseline and has no further keys."""
+class RoundingRecipe(Strict):
+    """``name`` is the solver; all further keys are its own options."""
 
-    method: Literal["float32", "ptq"] = "float32"
-    weights: WeightsRecipe = WeightsRecipe()
-    activations: ActivationsRecipe = ActivationsRecipe()
-    rounding: Annotated[str, AfterValidator(_plugin("rounding"))] = "nearest"
-    calibration: CalibrationRecipe = CalibrationRecipe()
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, AfterValidator(_plugin("rounding"))] = "nearest"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The solver's keyword arguments."""
+        return dict(self.model_extra or {})
+
+
+class RuleWeights(Strict):
+    """The bits of the weights that a rule is about."""
+
+    bits: WeightBits
+
+
+class RuleActivations(Strict):
+    """The bits of what the layers that a rule is about read."""
+
+    bits: ActivationBits
+
+
+class RuleRecipe(Strict):
+    """Other settings for the layers whose name matches the glob ``match``; ``method: float32`` leaves them alone."""
+
+    match: str
+    method: Literal["float32"] | None = None
+    weights: RuleWeights | None = None
+    activations: RuleActivations | None = None
 
     @model_validator(mode="after")
-    def _float32_is_plain(self) -> VariantRecipe:
-        extra = sorted(self.model_fields_set - {"method"})
-        if self.method == "float32" and extra:
-            why = "" if "method" in self.model_fields_set else " (there is no method)"
-            raise refuse(f"the float32 baseline takes no {extra[0]!r}{why}", "Set method: ptq to quantize.")
+    def _says_something(self) -> RuleRecipe:
+        bits = self.weights or self.activations
+        if bool(self.method) == bool(bits):
+            raise refuse("a rule sets bits or method: float32", "For example {match: layer1.*, weights: {bits: 4}}.")
         return self
+
+
+STORAGE = {"float32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # how a method that stays float stores weights
+
+# The keys that only some methods take.
+_QUANTIZED = {"weights", "activations", "calibration", "first_last_bits", "rules", "packing"}
+_KEYS = {
+    "ptq": _QUANTIZED | {"rounding", "equalize", "bias_correction", "learn_ranges"},
+    "qat": _QUANTIZED | {"fake_quant", "train"},
+}
+
+
+class VariantRecipe(Strict):
+    """One way to deploy the model. ``method: float32`` (the default) is the baseline and has no further keys.
+
+    ``ptq`` quantizes after training: ``rounding`` chooses the weights' codes; ``equalize``, ``bias_correction`` and
+    ``learn_ranges`` refine. ``qat`` trains on with the fake quantizer ``fake_quant``. ``fp16`` and ``bf16`` store
+    weights at 16 bits and compute in float32. The first and the last layer have at least ``first_last_bits``, then
+    ``rules`` apply. ``packing: none`` gives every weight a byte, for runtimes that do not fold constants.
+    """
+
+    method: Literal["float32", "ptq", "qat", "fp16", "bf16"] = "float32"
+    weights: WeightsRecipe = WeightsRecipe()
+    activations: ActivationsRecipe = ActivationsRecipe()
+    calibration: CalibrationRecipe = CalibrationRecipe()
+    first_last_bits: Annotated[int, AfterValidator(_integer_bits(1))] | None = 8
+    rules: Annotated[tuple[RuleRecipe, ...], BeforeValidator(_a_tuple)] = ()
+    packing: Literal["packed", "none"] = "packed"
+    rounding: Annotated[RoundingRecipe, BeforeValidator(_named)] = RoundingRecipe()
+    equalize: bool = False
+    bias_correction: bool = False
+    learn_ranges: bool = False
+    fake_quant: Annotated[str, AfterValidator(_plugin("fake quant"))] = "lsq"
+    train: QatTrainRecipe = QatTrainRecipe()
+
+    @model_validator(mode="after")
+    def _keys_fit_the_method(self) -> VariantRecipe:
+        allowed = _KEYS.get(self.method, set()) | {"method"}
+        for key in sorted(self.model_fields_set - allowed):
+            why = "" if "method" in self.model_fields_set else " (there is no method)"
+            what = "the float32 baseline" if self.method == "float32" else f"method {self.method}"
+            takers = " or ".join(method for method, keys in _KEYS.items() if key in keys)
+            raise refuse(f"{what} takes no {key!r}{why}", f"Set method: {takers}, which does, or remove it.")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_the_method(self) -> VariantRecipe:
+        given = sorted(self.weights.model_fields_set - {"bits"})
+        if self.method == "qat" and given:
+            raise refuse(f"a fake quantizer has its own levels and scales, not weights.{given[0]}", "Remove it.")
+        if self.weights.grid == "midrise" and self.weights.bits == 8:
+            raise refuse("a midrise grid of 8 bits leaves int8", "Use midtread, or at most 7 bits.")
+        if self.weights.observer == "output" and self.rounding.name == "nearest":
+            raise refuse("nearest rounding sees no outputs for weights.observer: output", "Set rounding: gptq, or mse.")
+        return self
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the artifact has integer codes."""
+        return self.method in _KEYS
+
+    @property
+    def keep_float(self) -> tuple[str, ...]:
+        """The patterns of the layers that stay in float32."""
+        return tuple(rule.match for rule in self.rules if rule.method == "float32")
 
     def dump(self) -> dict[str, Any]:
         """The settings that decide the artifact."""
-        return {"method": self.method} if self.method == "float32" else super().dump()
+        keys = _KEYS.get(self.method, set()) | {"method"}
+        return {key: value for key, value in super().dump().items() if key in keys}
 
     def describe(self) -> dict[str, Any]:
-        """The ``quantization`` of a bundle's manifest: {} for float32."""
-        if self.method == "float32":
+        """The ``quantization`` of a bundle's manifest: {} where nothing is."""
+        if not self.quantizes:
             return {}
-        return {**self.model_dump(mode="json"), "calibration": {"samples": self.calibration.samples}}
+        return {**self.dump(), "calibration": {"samples": self.calibration.samples}}
 
 
 class InputRecipe(Strict):
@@ -200,7 +332,7 @@ class BenchRecipe(Strict):
     ``threads`` None means the cores that this process is allowed.
     """
 
-    seconds: Annotated[float, Field(gt=0)] = 2.0
+    seconds: Annotated[float, Field(ge=0.01, le=86_400)] = 2.0
     threads: PositiveInts | None = None
     batch: PositiveInts = (1,)
 
@@ -237,6 +369,15 @@ class Recipe(Strict):
                 "there are both train and model.checkpoint, but a checkpoint is taken as it is",
                 "Remove one, in the file or with --set train=null or --set model.checkpoint=null.",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Recipe:
+        seen: dict[str, str] = {}
+        for name in self.variants:
+            other = seen.setdefault(name.casefold(), name)
+            if other != name:
+                raise refuse(f"the variants {other} and {name} are one file on many disks", "Rename one.")
         return self
 
     @model_validator(mode="after")

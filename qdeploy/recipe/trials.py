@@ -107,6 +107,10 @@ def plugins_of(name: str, variant: VariantRecipe) -> list[Problem]:
     return problems + _rounding((*at, "rounding"), variant)
 
 
+# What every rounding is called with, which a recipe cannot set.
+GIVEN_TO_ROUNDING = {"weight", "scale", "scheme", "second_moment", "seed"}
+
+
 def _observer(at: Location, variant: VariantRecipe) -> list[Problem]:
     from qdeploy.core import scheme
 
@@ -129,8 +133,10 @@ def _rounding(at: Location, variant: VariantRecipe) -> list[Problem]:
     solve, problems = attempt(at, lambda: plugins.load("rounding", variant.rounding.name))
     if solve is None:
         return problems
+    for name in sorted(GIVEN_TO_ROUNDING & set(variant.rounding.options)):
+        problems.append(Problem((*at, name), "qdeploy itself gives this to a rounding", "Remove it."))
     given = {"weight": None, "scale": None, "scheme": None, **variant.rounding.options}
-    return check_arguments(solve, given, at, also=("name",))
+    return problems + check_arguments(solve, given, at, also=("name",))
 
 
 def _fake_quant(at: Location, variant: VariantRecipe) -> list[Problem]:

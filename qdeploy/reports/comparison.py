@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from qdeploy.core.records import Interval, Latency, Layer, Results, Variant
+from qdeploy.core.records import Interval, Latency, Layer, Refusal, Results, Variant
 from qdeploy.reports import words
 from qdeploy.reports.words import Scores
 
@@ -66,7 +66,17 @@ def columns(results: Results) -> tuple[Column, ...]:
         columns.append(Column("speedup", "speed-up", tuple(speedup(v.latency) for v in variants)))
     columns.append(Column("integer", "integer MACs", tuple(_integer(v) for v in variants)))
     columns.append(Column("parity", "differing codes", tuple(parity(v) for v in variants)))
-    return tuple(columns)
+    if any(v.seconds is not None for v in variants):
+        columns.append(Column("seconds", "made in", tuple(_made_in(v) for v in variants)))
+    return tuple(replace(column, cells=(*column.cells, *_refused(column, results.refusals))) for column in columns)
+
+
+def _refused(column: Column, refusals: Sequence[Refusal]) -> Iterator[Cell]:
+    """The rows of what has no exact integer form: a name, and words in the place of the metric."""
+    said = {"metric": words.NOT_REPRESENTABLE}
+    for refusal in refusals:
+        text = {"variant": refusal.name, "method": refusal.method, **said}.get(column.key, "-")
+        yield Cell(text, tone="" if column.key == "variant" else "muted")
 
 
 def notes(results: Results) -> list[str]:
@@ -80,10 +90,17 @@ def notes(results: Results) -> list[str]:
             f"samples{split}. [low, high] is a 95% interval; a difference whose interval includes 0 "
             f'(a speed-up: 1) is "{words.NO_DIFFERENCE}".'
         )
+    if len(results.variants) > 1:
+        lines.append(
+            f"file size: model.onnx, without the rest of its bundle; compression: that of {results.baseline} over it."
+        )
     latencies = [variant.latency for variant in results.variants]
     if any(timed(latency) for latency in latencies):
         lines.append("p50 latency: median time of a call; " + "; ".join(settings(latencies)) + ".")
     lines += [f"Times are withheld: {reason}." for reason in _reasons(latencies)]
+    if any(variant.seconds is not None for variant in results.variants):
+        lines.append("made in: wall time of calibration, rounding or training on, and export, on the building machine.")
+    lines += [f"{r.name}: {r.reason}" for r in results.refusals]
     if not any(latencies):
         lines.append("Latency was not measured; qdeploy bench measures it.")
     return lines
@@ -161,6 +178,10 @@ def _compression(variant: Variant, baseline: str) -> Cell:
     if variant.name == baseline:
         return Cell("baseline", tone="muted")
     return Cell(words.ratio(variant.compression), tone="bad" if variant.compression < 1 else "")
+
+
+def _made_in(variant: Variant) -> Cell:
+    return Cell("-" if variant.seconds is None else words.seconds(variant.seconds), tone="muted")
 
 
 def _integer(variant: Variant) -> Cell:

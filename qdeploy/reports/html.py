@@ -105,8 +105,8 @@ def _tiles(said: Verdict, results: Results) -> list[Tile]:
 def _size_tile(variant: Variant, base: Variant | None) -> Tile:
     sizes = f"{words.size(base.size_bytes)} to {words.size(variant.size_bytes)}" if base else ""
     if variant.compression >= 1:
-        return Tile(words.ratio(variant.compression), "smaller file", sizes)
-    return Tile(words.ratio(1 / variant.compression), "larger file", sizes, "bad")
+        return Tile(words.ratio(variant.compression), "smaller model.onnx", sizes)
+    return Tile(words.ratio(1 / variant.compression), "larger model.onnx", sizes, "bad")
 
 
 def _speed_tile(latency: Latency, base: Latency | None) -> Tile:
@@ -205,10 +205,10 @@ def _facts(variant: Variant, results: Results) -> list[tuple[str, str]]:
         facts.append(("p90 / p99", tail))
         facts.append(("speed-up", comparison.speedup(latency).line()))
     checked = sum(layer.outputs_checked or 0 for layer in variant.layers)
-    # A variant's count leaves out the layers that need not be exact; "of all" is said only where it is the same.
-    every = sum(layer.differing_codes or 0 for layer in variant.layers) == variant.differing_codes
+    # A variant's count leaves out the layers that need not be exact, and the layers' own counts do not.
     parity = comparison.parity(variant).text
-    facts.append(("differing codes", f"{parity} (of {words.count(checked)} checked)" if checked and every else parity))
+    detail = f" where every bit must agree ({words.count(checked)} checked in all layers)" if checked else ""
+    facts.append(("differing codes", parity + detail))
     return [*facts, ("bundle", variant.bundle)]
 
 

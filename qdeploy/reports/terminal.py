@@ -32,7 +32,7 @@ def results_markdown(results: Results) -> str:
     rows = [
         [_escape(column.header) for column in columns],
         ["---:" if column.numeric else "---" for column in columns],
-        *([_escape(column.cells[i].line()) for column in columns] for i in range(len(results.variants))),
+        *([_escape(column.cells[i].line()) for column in columns] for i in range(len(columns[0].cells))),
     ]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", *(_escape(note) for note in comparison.notes(results))]) + "\n"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from qdeploy.core.records import Environment, Interval, Latency, Metric
 
 NO_DIFFERENCE = "no difference"
+NOT_REPRESENTABLE = "not representable"
 NOT_MEASURED = "not measured"
 WITHHELD = "withheld"
 
@@ -51,6 +52,14 @@ def count(number: int) -> str:
             value = number / (1e3 if unit == "k" else scale)
             return f"{fixed(value, decimals(value))} {unit}"
     return f"{number:,}"
+
+
+def seconds(value: float) -> str:
+    """A duration for people: "3.2 s", "47 s", "6 min 5 s"."""
+    if value < 9.95:
+        return f"{fixed(value, 1)} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def milliseconds(value: float) -> str:

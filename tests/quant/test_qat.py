@@ -15,7 +15,7 @@ from qdeploy.graph.capture import capture
 from qdeploy.graph.fold import fold
 from qdeploy.graph.normalize import normalize
 from qdeploy.graph.operators import tensor_at
-from qdeploy.quant import ptq, qat
+from qdeploy.quant import qat
 from qdeploy.quant.placement import place, weighted_layers
 from qdeploy.quant.rules import layer_schemes
 from qdeploy.runtimes.onnxruntime import Runtime
@@ -88,7 +88,7 @@ def test_the_codes_that_were_trained_are_the_codes_that_ship(method, bits):
     graph, placement = prepared(plain(), method, bits, bits)
     train(graph)
     expected = {
-        layer.name: layer.weight.fake.quantized(tensor_at(graph, ptq.weight_of(layer)).detach()).codes
+        layer.name: layer.weight.fake.quantized(tensor_at(graph, layer.weight_path).detach()).codes
         for layer in placement.layers
     }
     trained = answers(graph)

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from qdeploy.core.records import Interval, Results
-from qdeploy.reports import comparison
+from qdeploy.core.records import Interval, Refusal, Results
+from qdeploy.reports import comparison, html
 from qdeploy.reports.comparison import Cell
+from qdeploy.reports.terminal import results_markdown
 from qdeploy.reports.words import Scores
 from tests.reports import sample
 
@@ -57,3 +58,22 @@ def test_parity_is_a_dash_only_where_there_are_no_codes() -> None:
 def test_float_layers_are_grouped_by_reason_in_network_order() -> None:
     mixed = sample.full().variants[-1]
     assert comparison.float_reasons(mixed.layers) == [("kept in float32 by the recipe (keep_float)", ["conv1", "fc"])]
+
+
+def test_what_cannot_be_represented_is_a_row_with_its_reason() -> None:
+    refusal = Refusal("apot-w8a8", "qat", "APoT weights of 8 bits are not representable: too large for int8.")
+    results = dataclasses.replace(sample.full(), refusals=(refusal,))
+    rows = {column.key: column.cells[-1].text for column in comparison.columns(results)}
+    assert (rows["variant"], rows["method"], rows["metric"]) == ("apot-w8a8", "qat", "not representable")
+    assert {text for key, text in rows.items() if key not in ("variant", "method", "metric")} == {"-"}
+    assert comparison.notes(results)[-1] == f"apot-w8a8: {refusal.reason}"
+    assert "| apot-w8a8 | qat | not representable | - |" in results_markdown(results)
+    assert "not representable" in html.render(results)
+
+
+def test_how_long_it_took_is_shown_where_it_is_known() -> None:
+    results = sample.full()
+    assert "seconds" not in {column.key for column in comparison.columns(results)}
+    first = dataclasses.replace(results.variants[0], seconds=126.2)
+    timed = dataclasses.replace(results, variants=(first, *results.variants[1:]))
+    assert [cell.text for cell in cells(timed, "seconds").values()][:2] == ["2 min 6 s", "-"]

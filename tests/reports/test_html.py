@@ -195,3 +195,21 @@ def test_pictures_and_tables_are_accessible() -> None:
 def test_reports_import_no_torch() -> None:
     code = "import sys, qdeploy.reports.html, qdeploy.reports.terminal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_counted_and_what_an_error_is_of_is_said():
+    text = Page(render(sample.full(54))).text
+    assert re.search(
+        r"differing codes \d[\d,]* where every bit must agree \([\d.]+ ?[kMG]? checked in all layers\)", text
+    )
+    assert "layers with the largest error of their own" in text
+    assert "smaller model.onnx" in text
+    assert "file size: model.onnx, without the rest of its bundle" in text
+
+
+def test_a_narrow_page_says_that_tables_go_on_sideways():
+    """In the style sheet, where it can depend on the width: in narrow pages only, and never on paper."""
+    css = render(sample.full()).partition("<style>")[2].partition("</style>")[0]
+    narrow, _, paper = css.partition("@media (max-width: 640px)")[2].partition("@media print")
+    assert '.scroll::before { content: "scroll sideways' in narrow
+    assert ".scroll::before { content: none; }" in paper

@@ -1,0 +1,92 @@
+"""Layer by layer, on the data: codes, ranges and biases that give each layer's float32 output back.
+
+At a layer all earlier ones are quantized already. It is solved for on the inputs that it will really meet, so every
+layer makes up for part of what the earlier ones have lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from qdeploy.core.errors import QDeployError
+from qdeploy.graph.operators import tensor_at
+from qdeploy.quant.bias_correction import correction, shift_bias
+from qdeploy.quant.convert import layer_bias
+from qdeploy.quant.lockstep import Lockstep
+from qdeploy.quant.moments import Moments, MomentSums
+from qdeploy.quant.placement import Placement, QuantizedLayer
+from qdeploy.quant.quantizer import ActivationQuantizer
+from qdeploy.quant.ranges import learn_range
+from qdeploy.quant.weights import Solver, quantize_weight, smallest_scale
+
+
+def reconstruct(
+    graph_module: fx.GraphModule, placement: Placement, batches: Sequence[Tensor | tuple[Tensor, ...]],
+    solve: Solver, *, weight_observer: str, informed: bool, bias_correction: bool, learn_ranges: bool, seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> None:  # fmt: skip
+    """Walk a calibrated graph once and give every weight quantizer its codes, in place.
+
+    ``informed``: whether rounding is told what the layer's inputs are. ``bias_correction`` shifts biases so that mean
+    outputs stay what they were; rounding then need not care for the means. ``learn_ranges`` sets the activation
+    quantizers' ranges again on the way.
+    """
+    lockstep = Lockstep(graph_module, batches)
+    layers = {layer.node: layer for layer in placement.layers}
+    quantizers = _first_calls(graph_module, placement) if learn_ranges else {}
+    for node in list(graph_module.graph.nodes):
+        if node in quantizers:
+            lockstep.advance(node)
+            learn_range(lockstep, node, quantizers[node])
+        elif node in layers:
+            if progress is not None:
+                progress(layers[node].name)
+            lockstep.advance(node)
+            moments = _moments(lockstep, layers[node], seed)
+            weight = tensor_at(graph_module, layers[node].weight_path).detach().cpu().numpy()
+            seen = None if not informed else moments.centred() if bias_correction else moments
+            layers[node].weight.set(quantize_weight(
+                weight, layer_bias(graph_module, node), layers[node], solve, observer=weight_observer, moments=seen,
+                seed=seed,
+            ))  # fmt: skip
+            if bias_correction:
+                lockstep.shift[node] = _shift(graph_module, layers[node], weight, moments)
+    for node, shift in lockstep.shift.items():
+        shift_bias(graph_module, node, shift.cpu().numpy())
+
+
+def _first_calls(graph_module: fx.GraphModule, placement: Placement) -> dict[fx.Node, ActivationQuantizer]:
+    """Where each activation quantizer is called first; later calls are for the same values, moved."""
+    modules = {id(quantizer): quantizer for quantizer in placement.activations.values()}
+    found: dict[fx.Node, ActivationQuantizer] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module":
+            quantizer = modules.pop(id(graph_module.get_submodule(str(node.target))), None)
+            if quantizer is not None:
+                found[node] = quantizer
+    return found
+
+
+def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments:
+    sums = MomentSums(layer.node, seed=seed)
+    source = layer.node.args[0]
+    assert isinstance(source, fx.Node)
+    try:
+        for x, x_hat, share in lockstep.pairs(source):
+            sums.update(x, x_hat, share=share)
+        return sums.result()
+    except QDeployError as error:
+        raise QDeployError(f"Quantizing the weight of {layer.name!r}: {error.message}", error.hint) from None
+
+
+def _shift(graph_module: fx.GraphModule, layer: QuantizedLayer, weight: np.ndarray, moments: Moments) -> Tensor:
+    """The correction of a layer's bias; none for a channel whose scale leaves no room for it in int32."""
+    shift = correction(weight, layer.weight().cpu().numpy(), moments)
+    bias = layer_bias(graph_module, layer.node)
+    whole = shift if bias is None else bias + shift
+    fits = layer.weight.scale.cpu().numpy() >= smallest_scale(layer.weight.codes.cpu().numpy(), whole, layer)
+    return torch.from_numpy(np.where(fits, shift, np.float32(0))).to(layer.weight.scale.device)
