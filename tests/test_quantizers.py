@@ -113,7 +113,7 @@ def test_a_rule_for_a_layer_that_is_not_there_is_an_error_before_any_work(tmp_pa
 
 
 def test_rules_decide_layer_by_layer_and_packing_changes_only_the_file(tmp_path: Path) -> None:
-    rules = "rules: [{match: '*', weights: {bits: 3}}, {match: 'features.0', method: float32}]"
+    rules = "rules: [{match: '*', weights: {bits: 3}}, {match: 'stem.0.0', method: float32}]"
     path = recipe(tmp_path, f"packed: {{method: ptq, {rules}}}", f"plain: {{method: ptq, packing: none, {rules}}}")
     _, packed, plain = pipeline.build(load(path), tmp_path / "out", measure=False).variants
     bits = {layer.name: layer.weight_bits for layer in packed.layers if layer.macs}

@@ -73,7 +73,7 @@ def layer_records(
     covered = {layer.name: layer for layer in proof.coverage.layers}
     checked = {layer.name: layer for layer in proof.parity.layers}
     records = []
-    for name in dict.fromkeys((*_order(proof), *covered)):
+    for name in _order(proof):
         layer, seen = covered.get(name), checked.get(name)
         weight, output = weights.get(name), activations.get(seen.value if seen else name)
         op, kernel = (layer.op, layer.kernel) if layer else (seen.op, seen.kernel) if seen else ("", "")
@@ -98,7 +98,14 @@ def _checked(seen: LayerParity | None) -> dict[str, Any]:
 
 
 def _order(proof: Proof) -> list[str]:
-    return [layer.name for layer in proof.parity.layers]
+    """All layers in the order of the graph, which both lists keep: what was checked, and what multiplies."""
+    order = [layer.name for layer in proof.parity.layers]
+    place = 0
+    for layer in proof.coverage.layers:
+        if layer.name not in order:
+            order.insert(place, layer.name)
+        place = order.index(layer.name) + 1
+    return order
 
 
 def _require_parity(seen: Parity) -> None:
