@@ -58,11 +58,19 @@ def run(recipe: str, threads: str, out: Path | None) -> None:
         subprocess.run([*python, "build", recipe, "--no-bench", "--out", str(out)], check=True)
         seconds = time.monotonic() - started if fresh else None
         subprocess.run([*python, "bench", str(out), "--threads", threads, "--seconds", "5"], check=True)
-        results = json.loads((out / "results.json").read_text())
+        results = without_histograms(json.loads((out / "results.json").read_text()))
     commands = [build, bench.replace("NAME", results["name"])]
     write_json(
         PAGES / f"{Path(recipe).stem}.json", {"commands": commands, "build_seconds": seconds, "results": results}
     )
+
+
+def without_histograms(results: dict[str, Any]) -> dict[str, Any]:
+    """The results without what only the pictures of report.html show: most of the bytes of many variants."""
+    for variant in results["variants"]:
+        for layer in variant["layers"]:
+            layer["weights"] = layer["activations"] = None
+    return results
 
 
 def pages() -> dict[Path, str]:

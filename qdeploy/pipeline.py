@@ -101,8 +101,7 @@ def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
     for name, variant in recipe.variants.items():
         try:
             if variant.method == "qat":
-                weights = [variant.weights.bits, *(rule.weights.bits for rule in variant.rules if rule.weights)]
-                activations = [variant.activations.bits]
+                weights, activations = _trained_widths(recipe, variant)
                 qat.require_widths(variant.fake_quant, weight_bits=weights, activation_bits=activations)
         except NotRepresentableError as error:
             refusals.append(Refusal(name, variant.method, error.message))
@@ -115,18 +114,31 @@ def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
     return recipe.model_copy(update={"variants": variants}), tuple(refusals)
 
 
+def _trained_widths(recipe: Recipe, variant: VariantRecipe) -> tuple[set[int], set[int]]:
+    """The bits of the weights and activations that a variant's fake quantizer is to be made for."""
+    if not variant.rules:
+        return {variant.weights.bits}, {variant.activations.bits}
+    layers = [layer for layer in _placed(recipe, variant).placement.layers if not layer.exempt]
+    return {layer.weight.scheme.bits for layer in layers}, {layer.input.scheme.bits for layer in layers}
+
+
+def _placed(recipe: Recipe, variant: VariantRecipe) -> artifact.Placed:
+    """The untrained model as the variant quantizes it, on an input of zeros: which layers there are and their bits."""
+    dataset = plugins.load("dataset", recipe.data.name)(**recipe.data.options)
+    raw = np.zeros((2, *dataset.raw_shape), dataset.raw_dtype)
+    (example,) = artifact.batches_of(runner.preprocess(raw, dataset.preprocessing), 2)
+    model = load_model(recipe.model.factory, base=recipe.base, **recipe.model.arguments)
+    return artifact.placed(model.eval(), example, **_bits(variant))
+
+
 def _rehearse(recipe: Recipe, ahead: list[str]) -> None:
     """Capture and place, before hours of training, what is to be quantized.
 
     A model that cannot be, or a rule for a layer that is not there, is an error now. ``ahead``: the stages to run.
     """
-    dataset = plugins.load("dataset", recipe.data.name)(**recipe.data.options)
-    raw = np.zeros((2, *dataset.raw_shape), dataset.raw_dtype)
-    (example,) = artifact.batches_of(runner.preprocess(raw, dataset.preprocessing), 2)
     for name, variant in recipe.variants.items():
         if variant.quantizes and f"{name}/model" in ahead and ("train" in ahead or variant.rules):
-            model = load_model(recipe.model.factory, base=recipe.base, **recipe.model.arguments)
-            artifact.placed(model.eval(), example, **_bits(variant))
+            _placed(recipe, variant)
             ahead = [stage for stage in ahead if stage != "train"]  # once is enough where there are no rules
 
 
@@ -162,8 +174,10 @@ def _used(variant: VariantRecipe) -> list[str]:
     """The sources of the plugins that a variant names: module names; a user's own file counts by its content."""
     if not variant.quantizes:
         return []
-    chosen = ("fake quant", variant.fake_quant) if variant.method == "qat" else ("rounding", variant.rounding.name)
-    return [_source(kind, name) for kind, name in (("observer", variant.activations.observer), chosen)]
+    chosen = [("rounding", variant.rounding.name)]
+    if variant.method == "qat":
+        chosen = [("fake quant", name) for name in (variant.fake_quant, qat.EXEMPT)]
+    return [_source(kind, name) for kind, name in (("observer", variant.activations.observer), *chosen)]
 
 
 def _source(kind: str, name: str) -> str:
@@ -219,7 +233,7 @@ def _qat(recipe: Recipe, variant: VariantRecipe, dataset: Any, events: Events, f
     checkpoint.save(folder / "checkpoint.safetensors", result.state_dict)
     seconds = time.perf_counter() - started
     write_json(folder / "history.json", {
-        "best_epoch": result.epoch, "metric": result.metric, "epochs": result.history, "seconds": seconds,
+        "kept_epoch": result.epoch, "metric": result.metric, "epochs": result.history, "seconds": seconds,
     })  # fmt: skip
 
 

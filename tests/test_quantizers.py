@@ -130,7 +130,7 @@ def test_training_on_is_its_own_stage(tmp_path: Path) -> None:
     out = tmp_path / "out"
     pipeline.build(load(recipe(tmp_path, line % "")), out, measure=False)
     history = next((out / "stages" / "a" / "qat").glob("*/history.json"))
-    assert '"best_epoch": 1' in history.read_text()
+    assert '"kept_epoch": 1' in history.read_text()
     assert pipeline.pending(load(recipe(tmp_path, line % "")), out) == []
     unpacked = load(recipe(tmp_path, line % ", packing: none"))
     assert [stage.name for stage in pipeline.pending(unpacked, out)] == ["a/model", "a/verify", "a/bundle"]

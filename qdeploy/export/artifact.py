@@ -80,11 +80,14 @@ def placed(
     normalize(graph)
     if equalized:
         equalize(graph)
+    weighted_layers(graph, keep_float)  # refuses a pattern that matches nothing
+    # Of all layers: one that stays in float32 is still the first, and another layer is not.
     layers = layer_schemes(
-        weighted_layers(graph, keep_float), weight_bits=weight_bits, weight_grid=weight_grid,
+        weighted_layers(graph), weight_bits=weight_bits, weight_grid=weight_grid,
         activation_bits=activation_bits, first_last_bits=first_last_bits, rules=rules,
     )  # fmt: skip
-    return Placed(graph, place(graph, layers=layers, keep_float=keep_float), norms)
+    # Batch norms hold the weights from before equalization, so none of them comes back after it.
+    return Placed(graph, place(graph, layers=layers, keep_float=keep_float), {} if equalized else norms)
 
 
 def quantized(
@@ -160,7 +163,7 @@ def batches_of(samples: np.ndarray, size: int) -> list[Tensor]:
 
 def _weights(weight: np.ndarray, quantizer: Any) -> QuantizedValue:
     # Channels differ in range; the widest one bounds them all.
-    reach = float(quantizer.scale.max()) * quantizer.scheme.qmax
+    reach = float(quantizer.scale.max()) * max(quantizer.scheme.qmax, -quantizer.scheme.qmin)
     widest = max(reach, float(np.abs(weight).max(initial=0.0)), np.finfo(np.float32).tiny)
     counts, _ = np.histogram(weight, bins=BINS, range=(-widest, widest))
     return QuantizedValue(

@@ -48,6 +48,13 @@ def smallest_weight_scale(bias: np.ndarray | None, x_scale: float, products: np.
     return smallest.astype(np.float32)
 
 
+def smallest_scale(codes: np.ndarray, bias: np.ndarray | None, layer: QuantizedLayer) -> np.ndarray:
+    """The scales [C_out] below which a bias and the products of a layer's ``codes`` may leave int32."""
+    zero_point = int(layer.input.zero_point)
+    products = [affine.accumulator_bound(channel[None], None, zero_point, layer.input.scheme) for channel in codes]
+    return smallest_weight_scale(bias, float(layer.input.dequantize_scale), np.array(products))
+
+
 def layer_bias(graph_module: fx.GraphModule, node: fx.Node) -> np.ndarray | None:
     """A layer's float32 bias [C_out], or None."""
     bias = argument(node, 2, "bias")

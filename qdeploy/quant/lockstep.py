@@ -132,10 +132,13 @@ class Lockstep:
 def _in_file(value: Tensor) -> Tensor:
     """The same tensor, mapped from a temporary file whose space is free again when the tensor is gone."""
     handle, name = tempfile.mkstemp(prefix="qdeploy-")
-    os.close(handle)
     try:
+        if hasattr(os, "posix_fallocate") and value.numel():
+            # Without this a full disk is found when the mapped memory is written, by a signal.
+            os.posix_fallocate(handle, 0, value.numel() * value.element_size())
         mapped = torch.from_file(name, shared=True, size=value.numel(), dtype=value.dtype).reshape(value.shape)
         return mapped.copy_(value)
     finally:
+        os.close(handle)
         with suppress(PermissionError):  # Windows keeps a mapped file
             Path(name).unlink()

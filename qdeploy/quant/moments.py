@@ -125,6 +125,12 @@ def columns(node: fx.Node, x: Tensor, picks: Tensor | None = None) -> Tensor:
     return taken.reshape(len(picks), len(taps), window.groups, -1).permute(0, 2, 3, 1).flatten(2)
 
 
+def groups_and_size(node: fx.Node) -> tuple[int, int]:
+    """How many groups a convolution or linear layer has, and how many weights an output channel of it."""
+    groups = 1 if is_operator(node, "aten.linear") else int(argument(node, 6, "groups", 1))
+    return groups, math.prod(shape_of(argument(node, 1, "weight"))[1:])
+
+
 def count_columns(node: fx.Node, x: Tensor) -> int:
     """How many columns an input ``x`` of a layer has: outputs of one channel, over all samples."""
     if is_operator(node, "aten.linear"):

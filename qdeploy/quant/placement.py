@@ -158,7 +158,7 @@ def _role(node: fx.Node, keep_float: Sequence[str]) -> tuple[Role, str]:
         source = node.args[0] if operator_name(node) == "getitem" else node  # one result of an operator with several
         assert isinstance(source, fx.Node)
         return Role.FLOAT, f"{operator_name(source)} has no integer kernel in onnxruntime's CPU provider"
-    if any(fnmatch.fnmatch(node.meta[LAYER], pattern) for pattern in keep_float):
+    if any(fnmatch.fnmatchcase(node.meta[LAYER], pattern) for pattern in keep_float):
         return Role.FLOAT, "kept in float32 by the recipe"
     objection = _objection(node, row.role)
     return (Role.FLOAT, objection) if objection else (row.role, "")

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from qdeploy.core import affine, plugins
+from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.qtensor import QTensor
 from qdeploy.graph.fold import FoldedNorm
 from qdeploy.graph.operators import set_parameter, tensor_at
 from qdeploy.quant import calibration
 from qdeploy.quant.codes import nearest_codes
-from qdeploy.quant.convert import convert, layer_bias, smallest_weight_scale
+from qdeploy.quant.convert import convert, layer_bias, smallest_scale
+from qdeploy.quant.fake_quant._base import settled
 from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range, is_clip
 
 EXEMPT = "ste"  # the fake quantizer of what a recipe leaves at 8 bits: the plain affine one
@@ -44,15 +45,20 @@ class LiveBatchNorm(nn.Module):
         self.bias = nn.Parameter(norm.beta.clone())
         self.register_buffer("running_mean", norm.mean * sign)
         self.register_buffer("running_var", norm.variance.clone())
-        self.eps, self.momentum = norm.eps, norm.momentum
+        # A cumulative average (momentum=None) is captured as 0, which would never move.
+        self.eps, self.momentum = norm.eps, norm.momentum or 0.1
         self.frozen = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] normalized with the statistics of the batch in training, with the running ones otherwise."""
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight.abs(), self.bias,  # type: ignore[arg-type]
+            x, self.running_mean, self.running_var, self._gamma(), self.bias,  # type: ignore[arg-type]
             self.training and not self.frozen, self.momentum, self.eps,
         )  # fmt: skip
+
+    def _gamma(self) -> Tensor:
+        """The magnitude of ``weight``, with a gradient at 0 as well: a channel that starts there can come to life."""
+        return torch.where(self.weight < 0, -self.weight, self.weight)
 
     def affine(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Gain and offset, float64 [C]: what it does at inference is x * gain + offset."""
@@ -67,15 +73,14 @@ class LiveBatchNorm(nn.Module):
 class Schedule:
     """What changes from epoch to epoch: fake quantizers freeze their averages, batch norms their statistics, late."""
 
-    def __init__(self, graph_module: nn.Module, frozen_share: float = 0.25) -> None:
-        """``frozen_share``: the last part of the epochs that trains with running statistics (none of a single one)."""
-        self.graph_module, self.frozen_share = graph_module, frozen_share
+    def __init__(self, graph_module: nn.Module) -> None:
+        self.graph_module = graph_module
 
     def __call__(self, epoch: int, epochs: int) -> None:
         """To be called before every epoch, 1 to ``epochs``."""
         for module in self.graph_module.modules():
             if isinstance(module, LiveBatchNorm):
-                module.frozen = epoch > epochs - int(epochs * self.frozen_share)
+                module.frozen = settled(epoch, epochs)
             elif hasattr(module, "start_epoch"):
                 module.start_epoch(epoch, epochs)
 
@@ -95,7 +100,10 @@ def prepare(
     batches: Iterable[Tensor | tuple[Tensor, ...]], *, fake_quant: str, observer: str = "minmax",
     observer_options: Mapping[str, Any] | None = None,
 ) -> fx.GraphModule:  # fmt: skip
-    """The placed graph, ready to be trained: ``norms`` is what fold returned, ``batches`` calibrate first ranges."""
+    """The placed graph, ready to be trained: ``norms`` is what fold returned, ``batches`` calibrate first ranges.
+
+    A batch norm comes back behind a layer with quantized weights; behind one that stays in float32 it stays folded.
+    """
     method, plain = (plugins.load("fake quant", name) for name in (fake_quant, EXEMPT))
     calibration.watch(graph_module, placement, batches, observer=observer, **(observer_options or {}))
     trained = {layer.input.name for layer in placement.layers if not layer.exempt}
@@ -192,11 +200,10 @@ def _representable(
     codes: QTensor, scale: NDArray[np.float64], bias: NDArray[np.float32] | None, layer: QuantizedLayer
 ) -> QTensor:
     """The codes with the scale [C_out] that the folded layer has, raised where its bias would not fit int32."""
-    products = [
-        affine.accumulator_bound(channel[None], None, int(layer.input.zero_point), layer.input.scheme)
-        for channel in codes.codes
-    ]
-    smallest = smallest_weight_scale(bias, float(layer.input.dequantize_scale), np.array(products))
+    try:
+        smallest = smallest_scale(codes.codes, bias, layer)
+    except QDeployError as error:
+        raise QDeployError(f"The weight of {layer.name!r}: {error.message}", error.hint) from None
     shipped = np.maximum(scale.astype(np.float32), smallest)
     kept = codes.codes
     raised = scale < smallest
@@ -245,4 +252,6 @@ def _producer(call: fx.Node, placement: Placement) -> QuantizedLayer | None:
 
 
 def _is_norm(node: fx.Node) -> bool:
-    return node.op == "call_module" and str(node.target).endswith(".batch_norm")
+    if node.op != "call_module":
+        return False
+    return isinstance(node.graph.owning_module.get_submodule(str(node.target)), LiveBatchNorm)  # type: ignore[union-attr]

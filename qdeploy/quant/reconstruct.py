@@ -15,13 +15,16 @@ from torch import Tensor, fx
 from qdeploy.core.errors import QDeployError
 from qdeploy.graph.operators import tensor_at
 from qdeploy.quant.bias_correction import correction, shift_bias
-from qdeploy.quant.convert import layer_bias
+from qdeploy.quant.convert import layer_bias, smallest_scale
 from qdeploy.quant.lockstep import Lockstep
-from qdeploy.quant.moments import Moments, MomentSums
+from qdeploy.quant.moments import Moments, MomentSums, groups_and_size
 from qdeploy.quant.placement import Placement, QuantizedLayer
 from qdeploy.quant.quantizer import ActivationQuantizer
 from qdeploy.quant.ranges import learn_range
-from qdeploy.quant.weights import Solver, quantize_weight, smallest_scale
+from qdeploy.quant.weights import Solver, quantize_weight
+from qdeploy.runner import memory_bytes
+
+MATRICES = 6  # of the size of the second moment that are held at once while a layer is solved
 
 
 def reconstruct(
@@ -46,14 +49,16 @@ def reconstruct(
             if progress is not None:
                 progress(layers[node].name)
             lockstep.advance(node)
-            moments = _moments(lockstep, layers[node], seed)
+            moments = _moments(lockstep, layers[node], seed) if informed or bias_correction else None
             weight = tensor_at(graph_module, layers[node].weight_path).detach().cpu().numpy()
-            seen = None if not informed else moments.centred() if bias_correction else moments
+            seen = moments if informed else None
+            if seen is not None and bias_correction:
+                seen = seen.centred()
             layers[node].weight.set(quantize_weight(
                 weight, layer_bias(graph_module, node), layers[node], solve, observer=weight_observer, moments=seen,
                 seed=seed,
             ))  # fmt: skip
-            if bias_correction:
+            if moments is not None and bias_correction:
                 lockstep.shift[node] = _shift(graph_module, layers[node], weight, moments)
     for node, shift in lockstep.shift.items():
         shift_bias(graph_module, node, shift.cpu().numpy())
@@ -72,6 +77,7 @@ def _first_calls(graph_module: fx.GraphModule, placement: Placement) -> dict[fx.
 
 
 def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments:
+    _require_memory(layer)
     sums = MomentSums(layer.node, seed=seed)
     source = layer.node.args[0]
     assert isinstance(source, fx.Node)
@@ -81,6 +87,18 @@ def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments:
         return sums.result()
     except QDeployError as error:
         raise QDeployError(f"Quantizing the weight of {layer.name!r}: {error.message}", error.hint) from None
+
+
+def _require_memory(layer: QuantizedLayer) -> None:
+    """Refuse a layer whose moments this machine cannot hold: a few matrices of weights by weights of one channel."""
+    groups, size = groups_and_size(layer.node)
+    needed, there = MATRICES * groups * size**2 * 8, memory_bytes()
+    if 0 < there < needed:
+        raise QDeployError(
+            f"The moments of {layer.name!r}, with {size:,} weights an output channel, take about {needed / 1e9:.0f} GB "
+            f"of memory; this machine has {there / 1e9:.0f} GB.",
+            f"Use rounding: nearest, or leave the layer in float32: rules: [{{match: {layer.name}, method: float32}}].",
+        )
 
 
 def _shift(graph_module: fx.GraphModule, layer: QuantizedLayer, weight: np.ndarray, moments: Moments) -> Tensor:

@@ -50,8 +50,9 @@ def layer_schemes(
         if not matched:
             raise QDeployError(f"The rule {rule.match!r} matches no layer with weights.", _suggest(names))
         for name in matched:
-            weights, activations, _ = bits[name]
-            bits[name] = rule.weight_bits or weights, rule.activation_bits or activations, False
+            weights, activations, exempt = bits[name]
+            exempt = exempt and rule.weight_bits is None
+            bits[name] = rule.weight_bits or weights, rule.activation_bits or activations, exempt
     return {
         name: LayerSchemes(
             schemes.weight(weights, grid=weight_grid if weights < 8 else "midtread"),

@@ -12,7 +12,7 @@ from qdeploy.core import affine
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.qtensor import QTensor
 from qdeploy.quant import weight_range
-from qdeploy.quant.convert import smallest_weight_scale
+from qdeploy.quant.convert import smallest_scale
 from qdeploy.quant.moments import Moments
 from qdeploy.quant.output_scale import fitted_scale, output_scale
 from qdeploy.quant.placement import QuantizedLayer
@@ -66,10 +66,3 @@ def _guarded(scale: Float32, weight: Float32, bias: Float32 | None, layer: Quant
     scheme = layer.weight.scheme
     codes = affine.quantize(weight, scale, np.zeros(len(scale), scheme.dtype), scheme, axis=0)
     return np.maximum(scale, smallest_scale(codes, bias, layer))
-
-
-def smallest_scale(codes: NDArray[Any], bias: Float32 | None, layer: QuantizedLayer) -> Float32:
-    """The scales [C_out] below which a bias and the products of a layer's ``codes`` may leave int32."""
-    zero_point = int(layer.input.zero_point)
-    products = [affine.accumulator_bound(channel[None], None, zero_point, layer.input.scheme) for channel in codes]
-    return smallest_weight_scale(bias, float(layer.input.dequantize_scale), np.array(products))

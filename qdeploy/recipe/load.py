@@ -63,6 +63,7 @@ def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
         problems += trials.plugins_of(name, variant)
     if dataset is not None:
         _check_input(recipe, dataset, problems)
+        _check_augment(recipe, trials.input_shape(dataset), problems)
         variants = {name: _with_samples(name, v, dataset, problems) for name, v in variants.items()}
     return recipe.model_copy(update={"model": model, "variants": variants}), problems
 
@@ -98,6 +99,16 @@ def _check_input(recipe: Recipe, dataset: Any, problems: list[Problem]) -> None:
     if made != recipe.input.shape:
         message = f"data set {recipe.data.name} makes inputs of shape {list(made)}, not {list(recipe.input.shape)}"
         problems.append(Problem(("input", "shape"), message, "Change it, or remove it: it is only a check."))
+
+
+def _check_augment(recipe: Recipe, shape: tuple[int, ...], problems: list[Problem]) -> None:
+    """Images can be cropped and flipped, and nothing else."""
+    trains = {("train",): recipe.train}
+    trains |= {("variants", name, "train"): v.train for name, v in recipe.variants.items() if v.method == "qat"}
+    for at, train in trains.items():
+        if train is not None and train.augment and len(shape) != 3:
+            message = f"samples of shape {list(shape)} cannot be cropped or flipped"
+            problems.append(Problem((*at, "augment"), message, "Remove it."))
 
 
 def _with_samples(name: str, variant: VariantRecipe, dataset: Any, problems: list[Problem]) -> VariantRecipe:

@@ -174,7 +174,8 @@ class WeightsRecipe(Strict):
     """How weights are quantized: signed, symmetric, one scale an output channel; one bit is a scaled sign.
 
     ``observer`` chooses the scale: minmax, mse of the weights, or (for a rounding that sees the layers' inputs) of the
-    layer's output. ``grid``: midtread has a level at 0; midrise has one level more and none at 0, a gain at few bits.
+    layer's output. ``grid``: midtread has a level at 0; midrise has one level more and none at 0, a gain at few bits,
+    and is for 2 to 7 of them: layers with 8 bits are midtread all the same.
     """
 
     bits: WeightBits = 8
@@ -229,7 +230,11 @@ class RuleActivations(Strict):
 
 
 class RuleRecipe(Strict):
-    """Other settings for the layers whose name matches the glob ``match``; ``method: float32`` leaves them alone."""
+    """Other settings for the layers whose name matches the glob ``match``.
+
+    ``method: float32`` leaves them alone, whatever bits other rules give them. A value that several layers read has
+    the most bits that one of them wants.
+    """
 
     match: str
     method: Literal["float32"] | None = None

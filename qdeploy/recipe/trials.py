@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qdeploy import runner
-from qdeploy.core import plugins
+from qdeploy.core import plugins, scheme
 from qdeploy.core.errors import QDeployError
 from qdeploy.recipe.problems import Problem
 from qdeploy.recipe.schema import DataRecipe, ModelRecipe, VariantRecipe
@@ -112,8 +112,6 @@ GIVEN_TO_ROUNDING = {"weight", "scale", "scheme", "second_moment", "seed"}
 
 
 def _observer(at: Location, variant: VariantRecipe) -> list[Problem]:
-    from qdeploy.core import scheme
-
     activations = variant.activations
     make, problems = attempt((*at, "observer"), lambda: plugins.load("observer", activations.observer))
     if make is None:
@@ -136,7 +134,12 @@ def _rounding(at: Location, variant: VariantRecipe) -> list[Problem]:
     for name in sorted(GIVEN_TO_ROUNDING & set(variant.rounding.options)):
         problems.append(Problem((*at, name), "qdeploy itself gives this to a rounding", "Remove it."))
     given = {"weight": None, "scale": None, "scheme": None, **variant.rounding.options}
-    return problems + check_arguments(solve, given, at, also=("name",))
+    problems += check_arguments(solve, given, at, also=("name",))
+    if problems:
+        return problems
+    one = np.ones((1, 1), np.float32)
+    _, problems = attempt(at, lambda: solve(one, one[0], scheme.weight(8), **variant.rounding.options))
+    return problems
 
 
 def _fake_quant(at: Location, variant: VariantRecipe) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Training in float32: one loop on Lightning Fabric. It knows nothing of quantization and sees no evaluation data."""
+"""Training: one loop on Lightning Fabric. It knows nothing of quantization and sees no evaluation data."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """``state_dict`` is that of ``epoch`` (from 1), the best on validation, on the CPU.
+    """``state_dict`` is that of ``epoch`` (from 1), the best on validation or the last, on the CPU.
 
     ``history`` has a line an epoch, with the keys epoch, lr (of its last batch), train_loss, validation_loss
     and validation_metric; ``metric`` names the last.
@@ -92,11 +92,11 @@ def fit(
     before_epoch: Callable[[int, int], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
-    """Train ``model`` in place on the ``train`` split and return its best checkpoint on ``validation``.
+    """Train ``model`` in place on the ``train`` split and return its best checkpoint on ``validation``, or its last.
 
     Best is the best metric of the data set, then the lowest validation loss, then the earliest epoch. On the CPU the
     same model and arguments give the same weights, bit for bit, whatever the global random state. The model is left
-    on the CPU, in eval mode, with the best weights, not the last ones. An incomplete last batch of an epoch is
+    on the CPU, in eval mode, with the weights that are returned. An incomplete last batch of an epoch is
     dropped. ``keep`` = "last" returns the last epoch's weights instead of the best.
 
     ``augment`` changes training batches (see augment.py). With a ``teacher``, a model of the same inputs and outputs,
@@ -138,7 +138,7 @@ def fit(
             line = {"epoch": epoch, "lr": stepper.param_groups[0]["lr"], "train_loss": sum(losses) / batches}
             history.append({**line, "validation_loss": measured_loss, "validation_metric": measured})
             rank = (measured if metric.higher_is_better else -measured, -measured_loss)
-            if best is None or rank > best[0] or keep == "last":
+            if epoch == epochs if keep == "last" else best is None or rank > best[0]:
                 best = rank, epoch, _snapshot(model)
             report(Progress(epoch, epochs, batches, batches, losses[-1], history[-1]))
     assert best is not None

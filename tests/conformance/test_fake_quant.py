@@ -384,3 +384,12 @@ def test_scales_stay_positive_whatever_an_optimizer_does(load, name):
 def test_everything_is_a_plugin_with_a_summary():
     for name in plugins.names("fake quant"):
         assert plugins.summary("fake quant", name).endswith(".")
+
+
+@pytest.mark.parametrize("name", plugins.names("fake quant"))
+def test_flat_weights_at_8_bits_are_nearly_exact(load, name):
+    if (name, "weight", 8) in REFUSALS:
+        pytest.skip("this width is refused")
+    weight = torch.rand(8, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    error = load(name).Weight(weight, 8)(weight) - weight
+    assert error.square().mean().sqrt() < 0.02 * weight.square().mean().sqrt()

@@ -10,6 +10,7 @@ from torch import nn
 
 from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError
+from qdeploy.export import artifact
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.graph.capture import capture
 from qdeploy.graph.fold import fold
@@ -233,3 +234,38 @@ def test_the_state_of_training_can_be_saved_and_read_back():
     qat.finish(graph, placement)
     qat.finish(again, other)
     assert to_onnx(graph, IMAGES[:2]) == to_onnx(again, IMAGES[:2])
+
+
+def test_a_cumulative_average_moves_in_training_too():
+    net = plain()
+    net.n1.momentum = None
+    graph, _ = prepared(net)
+    norm = graph.get_submodule("a.batch_norm")
+    before = norm.running_mean.clone()
+    train(graph)
+    assert not torch.equal(norm.running_mean, before)
+
+
+def test_a_gain_of_0_can_come_to_life():
+    net = plain()
+    net.n1.weight.data[0] = 0.0
+    graph, _ = prepared(net)
+    graph.train()
+    graph(IMAGES).square().mean().backward()
+    assert graph.get_submodule("a.batch_norm").weight.grad[0] != 0
+
+
+def test_the_last_epoch_of_three_is_settled():
+    graph, _ = prepared(plain())
+    schedule, frozen = qat.Schedule(graph), []
+    for epoch in (1, 2, 3):
+        schedule(epoch, 3)
+        frozen.append(graph.get_submodule("a.batch_norm").frozen)
+    assert frozen == [False, False, True]
+
+
+def test_after_equalization_batch_norms_stay_folded_and_the_function_what_it_was():
+    net = plain()
+    made = artifact.placed(net, IMAGES[:2], equalized=True)
+    graph = artifact.trainable(made, [IMAGES], fake_quant="ste")
+    assert sqnr_db(answers(net), answers(graph.eval())) > 20

@@ -78,3 +78,9 @@ def test_a_midrise_grid_is_for_the_layers_of_few_bits():
     assert [layer.weight.codebook for layer in found.values()] == [
         None, (-3, -1, 1, 3), (-3, -1, 1, 3), (-7, -5, -3, -1, 1, 3, 5, 7), None,
     ]  # fmt: skip
+
+
+def test_a_rule_about_activations_leaves_the_weights_exempt():
+    found = layer_schemes(NAMES, weight_bits=4, activation_bits=8, rules=[Rule("*", activation_bits=4)])
+    assert bits(found) == [(8, 4), (4, 4), (4, 4), (4, 4), (8, 4)]
+    assert [layer.exempt for layer in found.values()] == [True, False, False, False, True]

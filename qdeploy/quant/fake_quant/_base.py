@@ -157,8 +157,11 @@ class ActivationFakeQuant(FakeQuantModule):
 
 
 def settled(epoch: int, epochs: int) -> bool:
-    """Whether ``epoch`` of ``epochs`` (from 1) lies in the last part of training, in which statistics stand still."""
-    return epoch - 1 >= (1 - SETTLED_SHARE) * epochs
+    """Whether ``epoch`` of ``epochs`` (from 1) lies in the last part of training, in which statistics stand still.
+
+    At least the last epoch does, unless it is the only one.
+    """
+    return epochs > 1 and epoch > epochs - max(1, int(epochs * SETTLED_SHARE))
 
 
 def initial_scale(weight: Tensor, scheme: QScheme) -> Tensor:

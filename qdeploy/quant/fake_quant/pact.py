@@ -37,7 +37,9 @@ class SAWBWeight(WeightFakeQuant):
         mean = mean_magnitude(weight)
         spread = (rows / usable_scale(mean, self.scheme)[:, None]).square().mean().sqrt()
         c1, c2 = coefficients(self.scheme.levels)
-        clip = torch.minimum(mean * (c1 * spread - c2).clamp_min(1.0), rows.abs().amax(dim=1))
+        # Of the six distributions the uniform one is the flattest: what it wants is the least that any does.
+        least = 2 * (self.scheme.levels - 1) / self.scheme.levels
+        clip = torch.minimum(mean * (c1 * spread - c2).clamp_min(least), rows.abs().amax(dim=1))
         return usable_scale(clip / self.scheme.qmax, self.scheme)
 
     def _steps(self, weight: Tensor) -> tuple[Tensor, Tensor]:
