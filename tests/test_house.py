@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import qdeploy
+from qdeploy.recipe.load import load
 from tests.commands import calls, commands, options, shown_options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,8 +163,15 @@ def test_the_documents_do_show_commands() -> None:
 
 
 def test_the_recipe_that_the_readme_explains_is_the_one_that_runs() -> None:
-    (shown,) = re.findall(r"^```yaml\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
+    shown, _ = re.findall(r"^```yaml\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
     assert yaml.safe_load(shown) == yaml.safe_load(text("recipes/digits.yaml"))
+
+
+def test_the_variants_that_the_readme_shows_are_variants(tmp_path: Path) -> None:
+    _, shown = re.findall(r"^```yaml\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "shown.yaml"
+    path.write_text(text("recipes/digits.yaml").partition("variants:")[0] + shown)
+    assert {"fp16", "int8", "w4", "w2", "w4a4", "mixed"} < set(load(path).variants)
 
 
 def test_the_readme_is_one_screen_and_finished() -> None:
