@@ -18,6 +18,7 @@ HISTOGRAM = records.Histogram((1, 2, 3), -1.0, 1.0, -0.5, 0.5)
 LAYER = records.Layer("a", "Conv", "QLinearConv", True, "", 12, 8, 8, 100, 0, 0, 40.0, 50.0, HISTOGRAM, None)
 EVERY = [
     INTERVAL,
+    records.Refusal("apot-w8a8", "qat", "not representable"),
     METRIC,
     HISTOGRAM,
     LAYER,
