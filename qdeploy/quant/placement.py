@@ -21,7 +21,7 @@ from qdeploy.graph.layers import LAYER
 from qdeploy.graph.operators import argument, is_tensor, operator_name, shape_of, stored
 from qdeploy.quant.fusion_table import BY_ATEN, Role
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
-from qdeploy.quant.rules import LayerSchemes, require_matches
+from qdeploy.quant.rules import LayerSchemes, matching
 
 # Functions of one element without an integer kernel: a float island of a few elements' work between integer layers.
 _ACTIVATIONS = frozenset(
@@ -99,7 +99,8 @@ def weighted_layers(graph_module: fx.GraphModule, keep_float: Sequence[str] = ()
     QDeployError: a pattern of ``keep_float`` that matches no layer.
     """
     everything = [node.meta[LAYER] for node in _weighted(graph_module.graph, _decide(graph_module.graph, ()))]
-    require_matches(keep_float, everything)
+    for pattern in keep_float:
+        matching(pattern, everything)
     decision = _decide(graph_module.graph, keep_float)
     return [node.meta[LAYER] for node in _weighted(graph_module.graph, decision)]
 

@@ -46,10 +46,7 @@ def layer_schemes(
             wider = max(weight_bits, first_last_bits), max(activation_bits, first_last_bits)
             bits[name] = (*wider, wider != (weight_bits, activation_bits))
     for rule in rules:
-        matched = [name for name in names if fnmatch.fnmatchcase(name, rule.match)]
-        if not matched:
-            raise QDeployError(f"The rule {rule.match!r} matches no layer with weights.", _suggest(names))
-        for name in matched:
+        for name in matching(rule.match, names):
             weights, activations, exempt = bits[name]
             exempt = exempt and rule.weight_bits is None
             bits[name] = rule.weight_bits or weights, rule.activation_bits or activations, exempt
@@ -63,12 +60,10 @@ def layer_schemes(
     }
 
 
-def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
-    """QDeployError if one of ``patterns`` matches none of the layers ``names``."""
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise QDeployError(f"The rule {pattern!r} matches no layer with weights.", _suggest(names))
-
-
-def _suggest(names: Sequence[str]) -> str:
-    return f"The layers are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """The layers of ``names`` that the glob ``pattern`` matches. QDeployError if there is none."""
+    matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not matched:
+        shown = f"The layers are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+        raise QDeployError(f"The rule {pattern!r} matches no layer with weights.", shown)
+    return matched
