@@ -135,27 +135,6 @@ def gemm_float(accumulator: NDArray[np.int64], x_scale: Any, w_scale: Any) -> Fl
     return accumulator.astype(np.float32) * product
 
 
-def add(
-    a: Codes, a_scale: float, a_zero_point: int, b: Codes, b_scale: float, b_zero_point: int,
-    y_scale: float, y_zero_point: int, scheme: QScheme,
-) -> Codes:  # fmt: skip
-    """QLinearAdd as onnxruntime computes it on x86 with AVX2 and later: two fused multiply-adds in float32.
-
-    ratio_a = a_scale / y_scale and ratio_b alike; fixed = y_zp - (ratio_a * a_zp + ratio_b * b_zp);
-    y = saturate(round_half_even(fma(a, ratio_a, fma(b, ratio_b, fixed)))). Where one operand is a single code against
-    a row of the other's, as in [N, C, H, W] + [N, C, 1, 1], the kernel takes that one for b.
-    """
-    if _repeats(a.shape, b.shape):
-        return add(b, b_scale, b_zero_point, a, a_scale, a_zero_point, y_scale, y_zero_point, scheme)
-    ratio_a = np.float32(a_scale) / np.float32(y_scale)
-    ratio_b = np.float32(b_scale) / np.float32(y_scale)
-    # The compiler contracts the kernel's fixed part as well: fma(ratio_a, a_zp, ratio_b * b_zp).
-    offset = _fma(np.float32(a_zero_point), ratio_a, np.float32(ratio_b * np.float32(b_zero_point)))
-    fixed = np.float32(np.float32(y_zero_point) - offset)
-    y = _fma(a.astype(np.float32), ratio_a, _fma(b.astype(np.float32), ratio_b, fixed))
-    return np.asarray(np.clip(np.rint(y), scheme.qmin, scheme.qmax), scheme.dtype)
-
-
 def accumulator_bound(weight: Codes, bias: NDArray[np.int32] | None, x_zero_point: int, x_scheme: QScheme) -> int:
     """The largest magnitude that any partial sum of one output can reach, for every input: [M, ...] codes -> int.
 
@@ -171,21 +150,6 @@ def accumulator_bound(weight: Codes, bias: NDArray[np.int32] | None, x_zero_poin
     if bias is not None:
         sums = sums + np.abs(bias.astype(np.int64))
     return int(sums.max())
-
-
-def _repeats(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether broadcasting repeats ``a`` along the innermost axis that is longer than 1."""
-    for i in range(1, max(len(a), len(b)) + 1):
-        in_a, in_b = (shape[-i] if i <= len(shape) else 1 for shape in (a, b))
-        if max(in_a, in_b) > 1:
-            return in_a == 1
-    return False
-
-
-def _fma(a: Any, b: Any, c: Any) -> Any:
-    """float32 fma(a, b, c): with 8-bit ``a`` the float64 product is exact, and so is the sum for every real scale."""
-    exact = np.asarray(a, np.float64) * np.asarray(b, np.float64) + np.asarray(c, np.float64)
-    return exact.astype(np.float32)
 
 
 def _exact_matmul(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.int64]:

@@ -38,7 +38,7 @@ TABLE = (
     Row("aten.conv1d", "Conv", Role.WEIGHTED, "QLinearConv", "QLinearConv takes one spatial axis as well."),
     Row("aten.linear", "Gemm", Role.WEIGHTED, "QGemm", "A 2-D Gemm is QGemm, with or without an output quantizer."),
     Row("aten.add", "Add", Role.ARITHMETIC, "QLinearAdd", "Add of two quantized tensors is QLinearAdd."),
-    Row("aten.mul", "Mul", Role.ARITHMETIC, "QLinearMul", "Mul of two quantized tensors is QLinearMul.", False),
+    Row("aten.mul", "Mul", Role.ARITHMETIC, "QLinearMul", "Mul of two quantized tensors is QLinearMul."),
     Row("aten.cat", "Concat", Role.ARITHMETIC, "QLinearConcat", "QLinearConcat requantizes every input.", False),
     Row("aten.avg_pool2d", "AveragePool", Role.ARITHMETIC, "QLinearAveragePool", "Sums codes in int32.", False),
     Row("aten.avg_pool1d", "AveragePool", Role.ARITHMETIC, "QLinearAveragePool", "Takes one spatial axis too.", False),

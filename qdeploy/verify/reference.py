@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdeploy.core import affine
+from qdeploy.core import affine, elementwise
+from qdeploy.core.elementwise import Operand
 from qdeploy.verify.artifact import IntegerLayer
 from qdeploy.verify.quantized import Quantized
 
 Codes = NDArray[Any]
 
 # Operators whose kernels the reference reproduces bit for bit, on every input.
-EXACT = ("Conv", "Gemm", "Add", "MaxPool")
+EXACT = ("Conv", "Gemm", "Add", "Mul", "MaxPool")
 
 
 def supports(layer: IntegerLayer) -> bool:
@@ -70,13 +71,17 @@ def _requantize(
     return affine.requantize(accumulator, factor, int(y.zero_point), y.scheme)
 
 
-def _add(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
+def _elementwise(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
+    left, right = inputs
+    return elementwise.answer(layer.op, *operands(layer), left, right)
+
+
+def operands(layer: IntegerLayer) -> tuple[Operand, Operand, Operand]:
+    """The operands and the result of an addition or multiplication of two tensors."""
     (a, b), y = layer.inputs, layer.output
     assert y is not None
-    return affine.add(
-        inputs[0], float(a.dequantize_scale), int(a.zero_point), inputs[1], float(b.dequantize_scale),
-        int(b.zero_point), float(y.scale), int(y.zero_point), y.scheme,
-    )  # fmt: skip
+    first, second = (Operand(float(x.dequantize_scale), int(x.zero_point), x.scheme) for x in (a, b))
+    return first, second, Operand(float(y.scale), int(y.zero_point), y.scheme)
 
 
 def _max_pool(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
@@ -161,11 +166,6 @@ def _concat(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     return _quantize(np.concatenate(parts, axis=layer.attributes["axis"]), layer)
 
 
-def _multiply(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
-    a, b = (_real(x, codes) for x, codes in zip(layer.inputs, inputs, strict=True))
-    return _quantize(a.astype(np.float64) * b, layer)
-
-
 def _sigmoid(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     x = layer.inputs[0]
     return _quantize(1 / (1 + np.exp(-_real(x, inputs[0]).astype(np.float64))), layer)
@@ -206,12 +206,12 @@ def _windows(x: NDArray[Any], kernel: Sequence[int], strides: Sequence[int], dil
 _REFERENCES: dict[str, Callable[[IntegerLayer, Sequence[Codes]], NDArray[Any]]] = {
     "Conv": _conv,
     "Gemm": _gemm,
-    "Add": _add,
+    "Add": _elementwise,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average_pool,
     "Concat": _concat,
-    "Mul": _multiply,
+    "Mul": _elementwise,
     "Sigmoid": _sigmoid,
     "LeakyRelu": _leaky_relu,
 }

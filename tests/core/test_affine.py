@@ -248,61 +248,6 @@ def test_gemm_is_qgemm_with_and_without_an_output_quantizer(n, k, m, bias, per_c
     np.testing.assert_array_equal(affine.requantize(accumulator, factor, int(y_zero), UINT8), found)
 
 
-# ------------------------------------------------------------------------------------------------------ QLinearAdd
-
-EVERY_A, EVERY_B = (grid.astype(np.uint8) for grid in np.meshgrid(np.arange(256), np.arange(256), indexing="ij"))
-
-
-def add_parameters(seed: int) -> tuple[Any, ...]:
-    rng = np.random.default_rng(seed)
-    if seed == 0:  # sums that are exact ties, everywhere
-        return np.float32(0.5), 0, np.float32(0.5), 0, np.float32(1), 0
-    a_scale, b_scale = scale_of(rng), scale_of(rng)
-    spread = rng.uniform(0.3, 2) if seed % 3 else 1.0
-    y_scale = np.float32(max(a_scale, b_scale) * spread)
-    zeros = (0, 0, 0) if seed % 5 == 1 else tuple(int(z) for z in rng.integers(0, 256, 3))
-    return a_scale, zeros[0], b_scale, zeros[1], y_scale, zeros[2]
-
-
-def qlinear_add(a: np.ndarray, b: np.ndarray, parameters: tuple[Any, ...]) -> np.ndarray:
-    a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = parameters
-    scales = {"as": a_scale, "bs": b_scale, "ys": y_scale}
-    zeros = {
-        key: np.asarray(zero, a.dtype) for key, zero in zip(("az", "bz", "yz"), (a_zero, b_zero, y_zero), strict=True)
-    }
-    return kernel("QLinearAdd", {"a": a, "b": b}, scales | zeros, "a as az b bs bz ys yz", domain="com.microsoft")
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_add_is_qlinear_add_for_every_pair_of_codes(seed):
-    parameters = add_parameters(seed)
-    a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = parameters
-    found = qlinear_add(EVERY_A, EVERY_B, parameters)
-    codes = affine.add(EVERY_A, a_scale, a_zero, EVERY_B, b_scale, b_zero, y_scale, y_zero, UINT8)
-    np.testing.assert_array_equal(codes, found)
-
-
-@pytest.mark.parametrize("size", [1, 3, 15, 16, 17, 31, 33, 63, 65])
-def test_add_does_not_depend_on_the_size(size):
-    """Kernels treat what is left over after full vectors separately."""
-    parameters = add_parameters(7)
-    rng = np.random.default_rng(size)
-    a, b = (rng.integers(0, 256, (3, size)).astype(np.uint8) for _ in range(2))
-    a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = parameters
-    codes = affine.add(a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero, UINT8)
-    np.testing.assert_array_equal(codes, qlinear_add(a, b, parameters))
-
-
-@pytest.mark.parametrize("seed", range(1, 21))
-def test_add_that_repeats_one_operand(seed):
-    """[N, C, H, W] + [N, C, 1, 1], as behind a squeeze: every pair of codes, in the kernel for a scalar operand."""
-    a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = parameters = add_parameters(seed)
-    tall, wide = np.arange(256, dtype=np.uint8).reshape(1, 256, 1, 1), EVERY_A.T.reshape(1, 256, 16, 16)
-    for a, b in ((tall, wide), (wide, tall)):
-        codes = affine.add(a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero, UINT8)
-        np.testing.assert_array_equal(codes, qlinear_add(a, b, parameters))
-
-
 # ------------------------------------------------------------------------------------------------------ accumulators
 
 
