@@ -109,11 +109,12 @@ def quantized(
     equalized: bool = False,
     bias_correction: bool = False,
     learn_ranges: bool = False,
+    portable: bool = True,
     packing: Packing = "packed",
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
-    """The model quantized after training, calibrated on ``batches`` of preprocessed inputs."""
+    """The model quantized after training, calibrated on ``batches`` of preprocessed inputs; see quant/ptq.py."""
     made = placed(
         model, example, weight_bits=weight_bits, weight_grid=weight_grid, activation_bits=activation_bits,
         first_last_bits=first_last_bits, rules=rules, keep_float=keep_float, equalized=equalized,
@@ -123,25 +124,27 @@ def quantized(
     ptq.quantize(
         graph, placement, batches, observer=activation_observer, observer_options=observer_options,
         weight_observer=weight_observer, rounding=rounding, rounding_options=rounding_options,
-        bias_correction=bias_correction, learn_ranges=learn_ranges, seed=seed, progress=progress,
+        bias_correction=bias_correction, learn_ranges=learn_ranges, portable=portable, seed=seed, progress=progress,
     )  # fmt: skip
     return _artifact(graph, placement, example, weights, packing)
 
 
 def trainable(
     made: Placed, batches: Iterable[Tensor], *, fake_quant: str, activation_observer: str = "minmax",
-    observer_options: Mapping[str, Any] | None = None,
+    observer_options: Mapping[str, Any] | None = None, portable: bool = True,
 ) -> fx.GraphModule:  # fmt: skip
     """The placed graph as a module to train: fake quantizers in place, batch norms alive (see quant/qat.py)."""
     return qat.prepare(
         made.graph, made.placement, made.norms, batches, fake_quant=fake_quant, observer=activation_observer,
-        observer_options=observer_options,
+        observer_options=observer_options, portable=portable,
     )  # fmt: skip
 
 
-def trained(graph: fx.GraphModule, made: Placed, example: Tensor, *, packing: Packing = "packed") -> Artifact:
+def trained(
+    graph: fx.GraphModule, made: Placed, example: Tensor, *, portable: bool = True, packing: Packing = "packed"
+) -> Artifact:
     """What ``trainable`` returned, after training, as an artifact."""
-    weights = qat.finish(graph, made.placement)
+    weights = qat.finish(graph, made.placement, portable=portable)
     return _artifact(graph, made.placement, example, weights, packing)
 
 

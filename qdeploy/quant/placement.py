@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx
 
+from qdeploy.core import saturation
 from qdeploy.core import scheme as schemes
 from qdeploy.core.scheme import QScheme
 from qdeploy.graph.layers import LAYER
@@ -51,6 +52,16 @@ class QuantizedLayer:
         """Where the float32 weight lies in the graph, until codes take its place."""
         quantizer_call = argument(self.node, 1, "weight")
         return str(quantizer_call.args[0].target)
+
+    @property
+    def pair_limit(self) -> int | None:
+        """What pairs of its weights may sum to at most (core/saturation.py); None where its codes cannot reach that."""
+        limit, scheme = saturation.pair_limit(self.input.scheme.qmax), self.weight.scheme
+        groups = 1 if operator_name(self.node) == "aten.linear" else int(argument(self.node, 6, "groups", 1))
+        shape = shape_of(argument(self.node, 1, "weight"))
+        if saturation.is_depthwise(tuple(shape), groups) or 2 * max(scheme.qmax, -scheme.qmin) <= limit:
+            return None
+        return limit
 
 
 @dataclass(slots=True)

@@ -12,8 +12,10 @@ from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.graph.operators import tensor_at
 from qdeploy.quant import calibration
+from qdeploy.quant.agreement import agree
 from qdeploy.quant.convert import convert, layer_bias
 from qdeploy.quant.placement import Placement
+from qdeploy.quant.portable import breaks
 from qdeploy.quant.reconstruct import reconstruct
 from qdeploy.quant.weights import OBSERVERS, OUTPUT, Solver, quantize_weight
 
@@ -32,6 +34,7 @@ def quantize(
     rounding_options: Mapping[str, Any] | None = None,
     bias_correction: bool = False,
     learn_ranges: bool = False,
+    portable: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> None:
@@ -40,24 +43,28 @@ def quantize(
     ``observer`` chooses the ranges of activations, ``weight_observer`` ("minmax", "mse", or "output", for a rounding
     other than nearest) the scales of weights, ``rounding`` the codes; their options are keyword arguments of the
     plugins. All other work than nearest rounding is done layer by layer on the data (reconstruct.py), as are
-    ``bias_correction`` and ``learn_ranges``. ``progress`` is called with the name of each layer when its turn comes.
-    QDeployError: an unknown name, options that contradict each other, no samples, NaN or infinity.
+    ``bias_correction`` and ``learn_ranges``. ``portable``: no CPU answers otherwise; products of codes cannot saturate
+    (portable.py), and additions round alike (agreement.py). ``progress`` is called with the name of each layer when its
+    turn comes. QDeployError: an unknown name, options that contradict each other, no samples, NaN or infinity.
     """
     _check(weight_observer, rounding)
     plugin = plugins.load("rounding", rounding)
     solve = functools.partial(plugin, **(rounding_options or {}))
     on_data = rounding != NEAREST or bias_correction or learn_ranges
-    if on_data:
-        batches = kept = list(batches)
+    batches = list(batches)
     calibrate(graph_module, placement, batches, observer=observer, **(observer_options or {}))
+    if portable:
+        agree(graph_module)
+    if not on_data:
+        round_weights(graph_module, placement, solve, weight_observer=weight_observer, seed=seed, progress=progress)
+        # Where a layer's codes must change, what it answers decides how.
+        on_data = portable and any(breaks(layer.weight.codes.numpy(), layer.pair_limit) for layer in placement.layers)
     if on_data:
         reconstruct(
-            graph_module, placement, kept, solve, weight_observer=weight_observer,
-            informed=rounding != NEAREST, bias_correction=bias_correction, learn_ranges=learn_ranges, seed=seed,
-            progress=progress,
+            graph_module, placement, batches, solve, weight_observer=weight_observer,
+            informed=rounding != NEAREST, bias_correction=bias_correction, learn_ranges=learn_ranges,
+            portable=portable, seed=seed, progress=progress,
         )  # fmt: skip
-    else:
-        round_weights(graph_module, placement, solve, weight_observer=weight_observer, seed=seed, progress=progress)
     convert(graph_module, placement)
 
 

@@ -22,6 +22,7 @@ from qdeploy.core.qtensor import QTensor
 from qdeploy.graph.fold import FoldedNorm
 from qdeploy.graph.operators import set_parameter, tensor_at
 from qdeploy.quant import calibration
+from qdeploy.quant.agreement import agree
 from qdeploy.quant.codes import nearest_codes
 from qdeploy.quant.convert import convert, layer_bias, smallest_scale
 from qdeploy.quant.fake_quant._base import settled
@@ -98,11 +99,12 @@ def require_widths(fake_quant: str, *, weight_bits: Iterable[int], activation_bi
 def prepare(
     graph_module: fx.GraphModule, placement: Placement, norms: Mapping[str, FoldedNorm],
     batches: Iterable[Tensor | tuple[Tensor, ...]], *, fake_quant: str, observer: str = "minmax",
-    observer_options: Mapping[str, Any] | None = None,
+    observer_options: Mapping[str, Any] | None = None, portable: bool = True,
 ) -> fx.GraphModule:  # fmt: skip
     """The placed graph, ready to be trained: ``norms`` is what fold returned, ``batches`` calibrate first ranges.
 
     A batch norm comes back behind a layer with quantized weights; behind one that stays in float32 it stays folded.
+    ``portable``: weights are trained within the limit that keeps products of codes from saturating (pairs.py).
     """
     method, plain = (plugins.load("fake quant", name) for name in (fake_quant, EXEMPT))
     calibration.watch(graph_module, placement, batches, observer=observer, **(observer_options or {}))
@@ -119,14 +121,18 @@ def prepare(
             _revive(graph_module, layer, norms[layer.name])
         weight = tensor_at(graph_module, layer.weight_path).detach()
         layer.weight.fake = _weight_fake_quant(plain if layer.exempt else method, layer, weight)
+        if portable:
+            layer.weight.fake.limit = layer.pair_limit
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
     # torch.export's own class of graph module refuses train() and eval().
     return fx.GraphModule(graph_module, graph_module.graph)
 
 
-def finish(graph_module: fx.GraphModule, placement: Placement) -> dict[str, NDArray[np.float32]]:
-    """Convert the trained graph into the integer graph, in place.
+def finish(
+    graph_module: fx.GraphModule, placement: Placement, *, portable: bool = True
+) -> dict[str, NDArray[np.float32]]:
+    """Convert the trained graph into the integer graph, in place; ``portable``: additions round alike (agreement.py).
 
     Returns the float32 weights that the codes stand for, batch norms folded in, by layer name. The biases are rounded
     to int32 steps of both scales, which the trained graph did not do: at few bits that is most of what the two differ.
@@ -142,17 +148,18 @@ def finish(graph_module: fx.GraphModule, placement: Placement) -> dict[str, NDAr
                 raise QDeployError(f"The interval of {name!r} does not start at 0, and no bias can take that in.")
             starts[producer.name] = float(found.start)
         quantizer.set(float(found.scale), int(found.zero_point), float(found.dequantize_scale))
+    if portable:
+        agree(graph_module)
     weights = {layer.name: _settle(graph_module, layer, starts.get(layer.name, 0.0)) for layer in placement.layers}
     convert(graph_module, placement)
     return weights
 
 
-def _weight_fake_quant(method: Any, layer: QuantizedLayer, weight: Tensor) -> nn.Module:
+def _weight_fake_quant(method: Any, layer: QuantizedLayer, weight: Tensor) -> Any:
     try:
         made = method.Weight(weight, layer.weight.scheme.bits)
     except QDeployError as error:
         raise type(error)(f"The weight of {layer.name!r}: {error.message}", error.hint) from None
-    assert isinstance(made, nn.Module)
     return made
 
 

@@ -6,6 +6,7 @@ layer makes up for part of what the earlier ones have lost.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,11 +15,13 @@ from torch import Tensor, fx
 
 from qdeploy.core.errors import QDeployError
 from qdeploy.graph.operators import tensor_at
+from qdeploy.quant.agreement import agree
 from qdeploy.quant.bias_correction import correction, shift_bias
 from qdeploy.quant.convert import layer_bias, smallest_scale
 from qdeploy.quant.lockstep import Lockstep
 from qdeploy.quant.moments import Moments, MomentSums, groups_and_size
 from qdeploy.quant.placement import Placement, QuantizedLayer
+from qdeploy.quant.portable import breaks
 from qdeploy.quant.quantizer import ActivationQuantizer
 from qdeploy.quant.ranges import learn_range
 from qdeploy.quant.weights import Solver, quantize_weight
@@ -29,14 +32,15 @@ MATRICES = 6  # of the size of the second moment that are held at once while a l
 
 def reconstruct(
     graph_module: fx.GraphModule, placement: Placement, batches: Sequence[Tensor | tuple[Tensor, ...]],
-    solve: Solver, *, weight_observer: str, informed: bool, bias_correction: bool, learn_ranges: bool, seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    solve: Solver, *, weight_observer: str, informed: bool, bias_correction: bool, learn_ranges: bool,
+    portable: bool = False, seed: int = 0, progress: Callable[[str], None] | None = None,
 ) -> None:  # fmt: skip
     """Walk a calibrated graph once and give every weight quantizer its codes, in place.
 
     ``informed``: whether rounding is told what the layer's inputs are. ``bias_correction`` shifts biases so that mean
     outputs stay what they were; rounding then need not care for the means. ``learn_ranges`` sets the activation
-    quantizers' ranges again on the way.
+    quantizers' ranges again on the way. ``portable``: see quantize_weight; where that alone is asked for, only layers
+    whose codes it changes are looked at.
     """
     lockstep = Lockstep(graph_module, batches)
     layers = {layer.node: layer for layer in placement.layers}
@@ -45,21 +49,27 @@ def reconstruct(
         if node in quantizers:
             lockstep.advance(node)
             learn_range(lockstep, node, quantizers[node])
+            if portable:
+                agree(graph_module, [quantizers[node]])
         elif node in layers:
             if progress is not None:
                 progress(layers[node].name)
+            layer, bias = layers[node], layer_bias(graph_module, node)
+            weight = tensor_at(graph_module, layer.weight_path).detach().cpu().numpy()
+            rounded = functools.partial(
+                quantize_weight, weight, bias, layer, solve, observer=weight_observer, informed=informed, seed=seed
+            )
+            if not (informed or bias_correction):
+                alone = rounded()
+                if not (portable and breaks(alone.codes, layer.pair_limit)):
+                    layer.weight.set(alone)
+                    continue
             lockstep.advance(node)
-            moments = _moments(lockstep, layers[node], seed) if informed or bias_correction else None
-            weight = tensor_at(graph_module, layers[node].weight_path).detach().cpu().numpy()
-            seen = moments if informed else None
-            if seen is not None and bias_correction:
-                seen = seen.centred()
-            layers[node].weight.set(quantize_weight(
-                weight, layer_bias(graph_module, node), layers[node], solve, observer=weight_observer, moments=seen,
-                seed=seed,
-            ))  # fmt: skip
+            moments = _moments(lockstep, layer, seed) if informed or bias_correction or _fits_memory(layer) else None
+            seen = moments.centred() if moments is not None and bias_correction else moments
+            layer.weight.set(rounded(moments=seen, portable=portable))
             if moments is not None and bias_correction:
-                lockstep.shift[node] = _shift(graph_module, layers[node], weight, moments)
+                lockstep.shift[node] = _shift(graph_module, layer, weight, moments)
     for node, shift in lockstep.shift.items():
         shift_bias(graph_module, node, shift.cpu().numpy())
 
@@ -89,11 +99,20 @@ def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments:
         raise QDeployError(f"Quantizing the weight of {layer.name!r}: {error.message}", error.hint) from None
 
 
-def _require_memory(layer: QuantizedLayer) -> None:
-    """Refuse a layer whose moments this machine cannot hold: a few matrices of weights by weights of one channel."""
+def _fits_memory(layer: QuantizedLayer) -> bool:
+    """Whether this machine can hold a layer's moments: a few matrices of weights by weights of one channel."""
+    return memory_bytes() == 0 or _needed_memory(layer) <= memory_bytes()
+
+
+def _needed_memory(layer: QuantizedLayer) -> int:
     groups, size = groups_and_size(layer.node)
-    needed, there = MATRICES * groups * size**2 * 8, memory_bytes()
-    if 0 < there < needed:
+    return MATRICES * groups * size**2 * 8
+
+
+def _require_memory(layer: QuantizedLayer) -> None:
+    """Refuse a layer whose moments this machine cannot hold."""
+    if not _fits_memory(layer):
+        (_, size), needed, there = groups_and_size(layer.node), _needed_memory(layer), memory_bytes()
         raise QDeployError(
             f"The moments of {layer.name!r}, with {size:,} weights an output channel, take about {needed / 1e9:.0f} GB "
             f"of memory; this machine has {there / 1e9:.0f} GB.",

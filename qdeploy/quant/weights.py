@@ -16,6 +16,7 @@ from qdeploy.quant.convert import smallest_scale
 from qdeploy.quant.moments import Moments
 from qdeploy.quant.output_scale import fitted_scale, output_scale
 from qdeploy.quant.placement import QuantizedLayer
+from qdeploy.quant.portable import breaks, constrain
 
 Solver = Callable[..., NDArray[Any]]  # a rounding plugin, its options bound
 Float32 = NDArray[np.float32]
@@ -30,26 +31,33 @@ DAMPING = 0.1
 
 def quantize_weight(
     weight: Float32, bias: Float32 | None, layer: QuantizedLayer, solve: Solver, *, observer: str,
-    moments: Moments | None = None, seed: int = 0,
+    moments: Moments | None = None, informed: bool = True, portable: bool = False, seed: int = 0,
 ) -> QTensor:  # fmt: skip
     """A layer's weight [C_out, ...] as codes with a scale for each output channel.
 
-    Without ``moments`` of the layer's inputs, ``observer`` and ``solve`` see the weight alone. With them they see the
-    weights that on quantized inputs come closest to the float32 layer, and the scales are fitted to the codes at last.
+    Without ``moments`` of the layer's inputs, or not ``informed`` of them, ``observer`` and ``solve`` see the weight
+    alone. With them they see the weights that on quantized inputs come closest to the float32 layer, and the scales are
+    fitted to the codes at last. ``portable``: no pair of the codes can saturate (portable.py), judged by the moments.
     ``bias`` [C_out] or None is what int32 has to hold beside the products: a scale too small for it is raised.
     QDeployError names the layer.
     """
     scheme = layer.weight.scheme
     try:
-        if moments is None:
+        second = None if moments is None else moments.second
+        if moments is None or not informed:
+            target = weight
             scale = _guarded(weight_range.symmetric_scale(weight, scheme, observer=observer), weight, bias, layer)
             codes = solve(weight, scale, scheme, seed=seed)
         else:
             target = moments.target(weight, DAMPING)
             scale = _guarded(_informed_scale(target, layer, observer, moments), target, bias, layer)
-            codes = solve(target, scale, scheme, second_moment=moments.second, seed=seed)
-            scale = fitted_scale(target, codes, scale, moments.second)
-            scale = np.maximum(scale, smallest_scale(codes, bias, layer))
+            codes = solve(target, scale, scheme, second_moment=second, seed=seed)
+        limit = layer.pair_limit if portable else None
+        constrained = breaks(codes, limit)
+        if constrained:
+            codes, scale = constrain(target, codes, scale, scheme, limit, second)  # type: ignore[arg-type]
+        if second is not None and (informed or constrained):
+            scale = np.maximum(fitted_scale(target, codes, scale, second), smallest_scale(codes, bias, layer))
     except QDeployError as error:
         raise QDeployError(f"Quantizing the weight of {layer.name!r}: {error.message}", error.hint) from None
     return QTensor(codes, scale, np.zeros(scale.shape, scheme.dtype), scheme, axis=0)

@@ -252,7 +252,7 @@ class RuleRecipe(Strict):
 STORAGE = {"float32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # how a method that stays float stores weights
 
 # The keys that only some methods take.
-_QUANTIZED = {"weights", "activations", "calibration", "first_last_bits", "rules", "packing"}
+_QUANTIZED = {"weights", "activations", "calibration", "first_last_bits", "rules", "packing", "portable"}
 _KEYS = {
     "ptq": _QUANTIZED | {"rounding", "equalize", "bias_correction", "learn_ranges"},
     "qat": _QUANTIZED | {"fake_quant", "train"},
@@ -265,7 +265,8 @@ class VariantRecipe(Strict):
     ``ptq`` quantizes after training: ``rounding`` chooses the weights' codes; ``equalize``, ``bias_correction`` and
     ``learn_ranges`` refine. ``qat`` trains on with the fake quantizer ``fake_quant``. ``fp16`` and ``bf16`` store
     weights at 16 bits and compute in float32. The first and the last layer have at least ``first_last_bits``, then
-    ``rules`` apply. ``packing: none`` gives every weight a byte, for runtimes that do not fold constants.
+    ``rules`` apply. ``packing: none`` gives every weight a byte, for runtimes that do not fold constants. ``portable``
+    chooses weights and scales with which every CPU answers the same, x86 without VNNI too.
     """
 
     method: Literal["float32", "ptq", "qat", "fp16", "bf16"] = "float32"
@@ -275,6 +276,7 @@ class VariantRecipe(Strict):
     first_last_bits: Annotated[int, AfterValidator(_integer_bits(1))] | None = 8
     rules: Annotated[tuple[RuleRecipe, ...], BeforeValidator(_a_tuple)] = ()
     packing: Literal["packed", "none"] = "packed"
+    portable: bool = True
     rounding: Annotated[RoundingRecipe, BeforeValidator(_named)] = RoundingRecipe()
     equalize: bool = False
     bias_correction: bool = False

@@ -20,7 +20,7 @@ from qdeploy.core import scheme as schemes
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.qtensor import QTensor
 from qdeploy.core.scheme import QScheme
-from qdeploy.quant.fake_quant._functional import along_axis_0, fake_quantize, nearest, straight_through
+from qdeploy.quant.fake_quant._functional import along_axis_0, fake_quantize, rounded, straight_through
 from qdeploy.quant.finite import refusal
 from qdeploy.quant.weight_range import symmetric_scale
 
@@ -64,8 +64,11 @@ class WeightFakeQuant(FakeQuantModule):
     """Quantizes a layer's weight [C_out, ...], real = code * scale with a scale for each output channel.
 
     A subclass gives a ``scheme`` of signed codes and ``_steps``. NotRepresentableError: a width at which the method's
-    levels are not int8 codes. QDeployError: a weight without an axis, NaN or infinite weights.
+    levels are not int8 codes. QDeployError: a weight without an axis, NaN or infinite weights. ``limit``, where it is
+    set, is what two neighbouring codes may sum to (quant/pairs.py).
     """
+
+    limit: int | None = None
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class WeightFakeQuant(FakeQuantModule):
     def forward(self, weight: Tensor) -> Tensor:
         """What the layer multiplies by: codes * scale, float32, shaped like ``weight``."""
         steps, scale = self._steps(weight)
-        return straight_through(steps, self.scheme, *self._window()) * along_axis_0(scale, weight)
+        return straight_through(steps, self.scheme, *self._window(), self.limit) * along_axis_0(scale, weight)
 
     @torch.no_grad()
     def quantized(self, weight: Tensor) -> QTensor:
@@ -102,7 +105,7 @@ class WeightFakeQuant(FakeQuantModule):
         """
         _refuse_non_finite(weight)
         steps, scale = self._steps(weight)
-        codes = nearest(steps, self.scheme).cpu().numpy().astype(self.scheme.dtype)
+        codes = rounded(steps, self.scheme, self.limit).cpu().numpy().astype(self.scheme.dtype)
         zero_point = np.zeros(len(codes), self.scheme.dtype)
         return QTensor(codes, scale.detach().cpu().numpy().copy(), zero_point, self.scheme, axis=0)
 

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from qdeploy.core.affine import SMALLEST_SCALE
 from qdeploy.core.scheme import QScheme
+from qdeploy.quant.pairs import limit_pairs
 
 
 def fake_quantize(
@@ -31,12 +32,18 @@ def fake_quantize(
     return _FakeQuantize.apply(x, scale, dequantize_scale, low, high, saturated_only)
 
 
-def straight_through(steps: Tensor, scheme: QScheme, low: float, high: float) -> Tensor:
-    """The float codes nearest to ``steps``, in the scheme; the gradient passes where low < steps < high.
+def straight_through(steps: Tensor, scheme: QScheme, low: float, high: float, limit: int | None = None) -> Tensor:
+    """What ``rounded`` gives; the gradient passes where low < steps < high.
 
     Bengio, Leonard and Courville 2013: the derivative of rounding is taken to be 1.
     """
-    return _StraightThrough.apply(steps, scheme, low, high)
+    return _StraightThrough.apply(steps, scheme, low, high, limit)
+
+
+def rounded(steps: Tensor, scheme: QScheme, limit: int | None = None) -> Tensor:
+    """The float codes nearest to ``steps`` [C_out, ...], in the scheme, and with a ``limit`` within it (pairs.py)."""
+    codes = nearest(steps, scheme)
+    return codes if limit is None else limit_pairs(codes, steps, scheme, limit)
 
 
 def nearest(steps: Tensor, scheme: QScheme) -> Tensor:
@@ -100,16 +107,16 @@ class _FakeQuantize(Function):
 
 class _StraightThrough(Function):
     @staticmethod
-    def forward(ctx: Any, steps: Tensor, scheme: QScheme, low: float, high: float) -> Tensor:
+    def forward(ctx: Any, steps: Tensor, scheme: QScheme, low: float, high: float, limit: int | None) -> Tensor:
         ctx.save_for_backward(steps)
         ctx.low, ctx.high = low, high
-        return nearest(steps, scheme)
+        return rounded(steps, scheme, limit)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (steps,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, steps, ctx.low, ctx.high), None, None, None
+        return torch.ops.aten.hardtanh_backward(gradient, steps, ctx.low, ctx.high), None, None, None, None
 
 
 class _ScaleGradient(Function):

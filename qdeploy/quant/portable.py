@@ -1,0 +1,79 @@
+"""Weights with which no CPU's products saturate, at the full width: only the channels that must give way do.
+
+Where a rounded channel breaks the rule of core/saturation.py, it gets the scale, up to twice its own, and the codes
+with the least error of the layer's output among those that keep the rule: offending pairs are cut, and other weights of
+the channel make up for what that costs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qdeploy.core import saturation
+from qdeploy.core.scheme import QScheme
+from qdeploy.quant.pairs import codes_below, limit_pairs
+from qdeploy.quant.rounding._descent import PairLimit, descend
+from qdeploy.quant.rounding._layer import Float64, Layer
+
+Float32 = NDArray[np.float32]
+
+FRACTIONS = np.geomspace(1.0, 2.0, 25)  # of a scale: at twice the scale no code is over 64, and no pair over the limit
+SWEEPS = 8
+
+
+def breaks(codes: NDArray[Any], limit: int | None) -> bool:
+    """Whether a pair of the codes [C_out, ...] sums to more than ``limit``."""
+    return limit is not None and bool((saturation.pair_sums(codes) > limit).any())
+
+
+def constrain(
+    weight: Float32, codes: NDArray[Any], scale: Float32, scheme: QScheme, limit: int,
+    second_moment: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], Float32]:  # fmt: skip
+    """Codes and scales [C_out] that keep the rule, those of offending channels anew and all others as they are.
+
+    ``weight`` [C_out, ...] is what the ``codes`` stand for, ``second_moment`` as rounding plugins take it: without it,
+    the error is that of the weights.
+    """
+    offending = np.flatnonzero((saturation.pair_sums(codes) > limit).any(axis=1))
+    if second_moment is not None and second_moment.ndim == 3 and len(second_moment) > 1:
+        rows = np.arange(len(weight))  # the channels of a group share a moment
+    else:
+        rows = offending
+    new, wider = _best(weight[rows], scale[rows], scheme, limit, second_moment)
+    chosen = np.isin(rows, offending)
+    codes, scale = codes.copy(), scale.copy()
+    codes[rows[chosen]], scale[rows[chosen]] = new[chosen], wider[chosen]
+    return codes, scale
+
+
+def _best(
+    weight: Float32, scale: Float32, scheme: QScheme, limit: int, second_moment: NDArray[Any] | None
+) -> tuple[NDArray[Any], Float32]:
+    least, best, wider = np.full(len(scale), np.inf), np.zeros(weight.shape), scale
+    for fraction in FRACTIONS:
+        tried = (scale * fraction).astype(np.float32)
+        layer = Layer.of(weight, tried, scheme, second_moment)
+        codes = _limited(layer, limit)
+        error = layer.error(codes.reshape(layer.steps.shape)).reshape(-1) * tried.astype(np.float64) ** 2
+        better = error < least
+        best[better], least = codes[better], np.minimum(error, least)
+        wider = np.where(better, tried, wider)
+    layer = Layer.of(weight, wider, scheme, second_moment)
+    below = np.array(codes_below(scheme, limit), np.float64)
+    rule = PairLimit(limit, saturation.partners(weight.shape), below)
+    settled = descend(layer, best.reshape(layer.steps.shape), sweeps=SWEEPS, limit=rule)
+    return settled.reshape(weight.shape).astype(scheme.dtype), wider
+
+
+def _limited(layer: Layer, limit: int) -> Float64:
+    """The layer's nearest codes, cut to the limit, in the shape of its weight."""
+    shape = (math.prod(layer.steps.shape[:2]), *layer.shape[1:])
+    codes, steps = (torch.from_numpy(x.reshape(shape)) for x in (layer.nearest, layer.steps))
+    found: Float64 = limit_pairs(codes, steps, layer.scheme, limit).numpy()
+    return found
