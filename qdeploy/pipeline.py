@@ -37,7 +37,7 @@ from qdeploy.train import checkpoint
 from qdeploy.train.fit import device_kind, fit
 from qdeploy.train.reference import find_file, load_model, source_files
 from qdeploy.verify.artifact import signature
-from qdeploy.verify.evaluate import agreement, difference
+from qdeploy.verify.evaluate import agreement, difference, fingerprint
 from qdeploy.verify.prove import layer_records, prove
 
 LIBRARIES = ("torch", "torchvision", "lightning-fabric", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -244,7 +244,7 @@ def _trainable(model: Any, variant: VariantRecipe, dataset: Any) -> tuple[artifa
     activations = variant.activations
     graph = artifact.trainable(
         made, batches, fake_quant=variant.fake_quant, activation_observer=activations.observer,
-        observer_options=activations.options,
+        observer_options=activations.options, portable=variant.portable,
     )  # fmt: skip
     return made, graph, example
 
@@ -257,7 +257,7 @@ def _model(recipe: Recipe, variant: VariantRecipe, dataset: Any, folder: Path, i
         (trained,) = (folder for name, folder in inputs.items() if name != "train")
         placed, graph, example = _trainable(model, variant, dataset)
         checkpoint.load(trained / "checkpoint.safetensors", graph)
-        made = artifact.trained(graph, placed, example, packing=variant.packing)
+        made = artifact.trained(graph, placed, example, portable=variant.portable, packing=variant.packing)
         before = json.loads((trained / "history.json").read_text())["seconds"]
     elif variant.method == "ptq":
         example, batches = _calibration(variant, dataset)
@@ -266,8 +266,8 @@ def _model(recipe: Recipe, variant: VariantRecipe, dataset: Any, folder: Path, i
             activation_observer=variant.activations.observer, observer_options=variant.activations.options,
             weight_grid=variant.weights.grid, rounding=variant.rounding.name,
             rounding_options=variant.rounding.options, equalized=variant.equalize,
-            bias_correction=variant.bias_correction, learn_ranges=variant.learn_ranges, packing=variant.packing,
-            **_bits(variant),
+            bias_correction=variant.bias_correction, learn_ranges=variant.learn_ranges, portable=variant.portable,
+            packing=variant.packing, **_bits(variant),
         )  # fmt: skip
     else:
         example, _ = _calibration(variant, dataset)
@@ -326,6 +326,7 @@ def _verify(dataset: Any, folder: Path, inputs: Folders) -> None:
     np.savez(folder / "golden.npz", **proof.golden)  # type: ignore[arg-type]
     write_json(folder / "proof.json", {
         "metric": records.to_json(proof.evaluation.metric), "delta": delta, "agreement": agreed,
+        "fingerprint": fingerprint(raw, targets), "portability": records.to_json(proof.portability),
         "integer_mac_share": proof.coverage.integer_mac_share, "samples": proof.parity.samples,
         "outputs_checked": proof.parity.outputs_checked, "differing_codes": proof.parity.differing_codes,
         "comparison": proof.comparison, "tolerance": proof.tolerance,
@@ -358,10 +359,11 @@ def _bundle(
         quantization=variant.describe(), versions={"qdeploy": __version__, **versions},
         model=model, golden=golden, comparison=proof["comparison"], tolerance=proof["tolerance"],
         metric={**proof["metric"], "dataset": recipe.data.name, "split": "evaluation",
-                "fingerprint": dataset.fingerprint()},
+                "fingerprint": proof["fingerprint"]},
         coverage={"integer_mac_share": proof["integer_mac_share"],
                   "layers": [{key: layer[key] for key in covered} for layer in proof["layers"] if layer["macs"]]},
         parity={key: proof[key] for key in ("samples", "outputs_checked", "differing_codes")},
+        portability=proof["portability"],
     )  # fmt: skip
 
 

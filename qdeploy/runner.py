@@ -12,7 +12,9 @@ byte. It imports nothing of qdeploy, so it can be copied to any device. qdeploy 
 from __future__ import annotations
 
 import argparse
+import base64
 import difflib
+import functools
 import gc
 import hashlib
 import io
@@ -26,12 +28,16 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+
+# onnxruntime's wheels report usage to their makers: a thread, files in the home folder, a connection.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     import numpy as np
@@ -43,7 +49,7 @@ except ImportError as _missing:
     print(f"error: {_missing}. Install what this needs: pip install numpy onnxruntime", file=sys.stderr)
     sys.exit(2)
 
-SCHEMA = "qdeploy.bundle/1"
+SCHEMA = "qdeploy.bundle/2"
 # The files of a bundle in the order in which they lie in it, and the most bytes that each may have. protobuf itself
 # cannot hold a model of more than 2 GiB.
 # fmt: off
@@ -111,8 +117,11 @@ def environment() -> dict[str, Any]:
 
 
 def memory_bytes() -> int:
-    """The memory that this machine has; 0 where the system does not say."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    """The memory that this process may use: the machine's, or what its cgroup is left; 0 where nobody says."""
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    names = {True: "memory.max", False: "memory.limit_in_bytes"}
+    limits = [_read_text(folder / names[v2]).strip() for folder, v2 in cgroup_folders("memory")]
+    return min([present, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def cpu_name_and_flags() -> tuple[str, set[str]]:
@@ -125,7 +134,7 @@ def cpu_name_and_flags() -> tuple[str, set[str]]:
     text = _read_text("/proc/cpuinfo")
     name, flags = parse_cpuinfo(text)
     if emulator() and "\nflags\t" in text:
-        flags = set()  # qemu-user shows the host's /proc/cpuinfo to an x86 program: not what it emulates
+        name, flags = "", set()  # qemu-user shows the host's /proc/cpuinfo to an x86 program: not what it emulates
     return name or platform.processor() or machine, flags
 
 
@@ -197,19 +206,27 @@ def allowed_cores() -> tuple[int, str]:
 
 def cgroup_quota(membership: str = "/proc/self/cgroup", mount: str = "/sys/fs/cgroup") -> float | None:
     """The CPU quota of this process's cgroup and of those above it, in cores; None when there is none."""
-    quotas = []
+    quotas = [(_quota_v2 if v2 else _quota_v1)(folder) for folder, v2 in cgroup_folders("cpu", membership, mount)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def cgroup_folders(
+    controller: str, membership: str = "/proc/self/cgroup", mount: str = "/sys/fs/cgroup"
+) -> list[tuple[Path, bool]]:
+    """Where limits of this process may lie: folders of its cgroup and of those above it, and whether they are v2's."""
+    found: list[tuple[Path, bool]] = []
     for line in _read_text(membership).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         inner = PurePosixPath(path.lstrip("/"))
         if controllers == "":
-            roots, read = [Path(mount), Path(mount, "unified")], _quota_v2
-        elif "cpu" in controllers.split(","):
-            roots, read = [Path(mount, controllers), Path(mount, "cpu")], _quota_v1
+            roots = [Path(mount), Path(mount, "unified")]
+        elif controller in controllers.split(","):
+            roots = [Path(mount, controllers), Path(mount, controller)]
         else:
             continue
         # In a container the path is often the host's and does not exist here; the mount's own root always does.
-        quotas += [read(root / folder) for root in roots for folder in (inner, *inner.parents)]
-    return min((quota for quota in quotas if quota is not None), default=None)
+        found += [(root / folder, controllers == "") for root in roots for folder in (inner, *inner.parents)]
+    return found
 
 
 def _quota_v2(folder: Path) -> float | None:
@@ -584,6 +601,12 @@ STEPS: dict[str, dict[str, Check]] = {
 TENSOR = {"name": TEXT, "dtype": DTYPE, "shape": SHAPE}
 # "range" is there where raw values do not fill their type: digits are uint8 from 0 to 16.
 RAW = _object({"dtype": DTYPE, "shape": SHAPE}, {"range": _interval})
+# Where other CPUs can answer otherwise: layers whose products of codes saturate on x86 without VNNI, in so many pairs
+# of weights; additions and multiplications of two tensors that kernels round differently, for so many pairs of codes.
+PORTABILITY = _object({
+    "saturation": _list(_object({"name": TEXT, "channels": SIZE, "pairs": SIZE, "worst": SIZE})),
+    "arithmetic": _list(_object({"name": TEXT, "op": TEXT, "pairs": SIZE})),
+})
 METRIC = _object({
     "name": TEXT, "value": NUMBER, "low": NUMBER, "high": NUMBER, "samples": COUNT,
     "higher_is_better": _one_of(True, False), "dataset": TEXT, "split": TEXT, "fingerprint": _text("[0-9a-f]*"),
@@ -600,6 +623,7 @@ MANIFEST = _object({
     "metric": _or_null(METRIC),
     "coverage": _or_null(_object({"integer_mac_share": SHARE, "layers": _list(LAYER)})),
     "parity": _or_null(_object({"samples": COUNT, "outputs_checked": COUNT, "differing_codes": COUNT})),
+    "portability": _or_null(PORTABILITY),
     "golden": _object({
         "file": _one_of("golden.npz"), "samples": SIZE, "comparison": _one_of("exact", "close"),
         "tolerance": _number(0),
@@ -611,6 +635,7 @@ MANIFEST = _object({
 
 # -------------------------------------------------------------------------------------------------------- sessions
 
+PROVIDER = "ExecutionProvider"  # what all of their names end in
 OPTIMIZATION = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -623,22 +648,26 @@ def make_session(
     model: bytes | str,
     threads: int | None = None,
     *,
-    options: dict[str, str] | None = None,
-    providers: list[Any] | None = None,
+    options: Mapping[str, str] | None = None,
+    provider: str | None = None,
     optimized_path: str | None = None,
+    profile: str | None = None,
     optimization: str = "all",
 ) -> ort.InferenceSession:
     """An onnxruntime session: the only place where session options are made.
 
     ``threads`` None means allowed_cores(). ``options`` are onnxruntime's configuration entries
-    ("session.x64quantprecision": "1"). ``optimized_path`` receives the graph that really runs. ``optimization`` is
-    one of "disabled", "basic", "extended", "all".
+    ("session.x64quantprecision": "1"). ``provider`` is "CPU" (the default), "CUDA", "CoreML" ...; one that is not
+    there, or that onnxruntime gave up for the CPU, is a RunnerError. ``optimized_path`` receives the graph that really
+    runs, a file that starts with ``profile`` what ran where. ``optimization`` is one of "disabled", "basic",
+    "extended", "all".
     """
     allowed, reason = allowed_cores()
     threads = allowed if threads is None else threads
     # onnxruntime would start any number of threads at once, and tens of thousands of them stop a whole machine.
     if not 1 <= threads <= max(THREAD_LIMIT, os.cpu_count() or 1):
         raise RunnerError(f"A session cannot run with {threads} threads.", f"Use 1 to {allowed} ({reason}).")
+    chosen = provider_name(provider)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
@@ -651,11 +680,47 @@ def make_session(
         settings.add_session_config_entry(key, value)
     if optimized_path is not None:
         settings.optimized_model_filepath = optimized_path
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, profile
     try:
-        return ort.InferenceSession(model, settings, providers=providers or ["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, settings, providers=[chosen])
     except ORT_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise RunnerError(f"onnxruntime {ort.__version__} cannot load the model: {reason}") from None
+    if session.get_providers()[0] != chosen:
+        raise _fell_back(chosen)
+    return session
+
+
+def provider_name(provider: str | None) -> str:
+    """The name of a provider that is there: "CUDAExecutionProvider" of "CUDA" or "cuda". RunnerError."""
+    available = {name.removesuffix(PROVIDER).lower(): name for name in ort.get_available_providers()}
+    found = available.get((provider or "CPU").removesuffix(PROVIDER).lower())
+    if found is None:
+        known = ", ".join(name.removesuffix(PROVIDER) for name in available.values())
+        raise RunnerError(
+            f"onnxruntime has no provider {provider!r} here.",
+            f"There is {known}. Others need another package, such as onnxruntime-gpu.",
+        )
+    return found
+
+
+def _fell_back(provider: str) -> RunnerError:
+    return RunnerError(
+        f"onnxruntime could not use {provider} and fell back to the CPU.",
+        "Its drivers or libraries are missing, or it has no kernel for this model.",
+    )
+
+
+def require_provider(model: bytes, provider: str, feeds: dict[str, np.ndarray]) -> None:
+    """RunnerError where a session on ``provider`` leaves all of the model to the CPU, as onnxruntime silently does."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = make_session(model, provider=provider, profile=str(Path(folder, "profile")))
+        run_session(session, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    used = {event.get("args", {}).get("provider") for event in events}
+    if provider_name(provider) not in used:
+        raise _fell_back(provider_name(provider))
 
 
 def run_session(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -665,6 +730,42 @@ def run_session(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> 
     except ORT_ERRORS as error:
         raise RunnerError(f"onnxruntime failed to run the model: {str(error).splitlines()[0]}") from None
     return {output.name: values[i] for i, output in enumerate(session.get_outputs())}
+
+
+# ---------------------------------------------------------------------------------------------- saturating products
+# x86 with AVX2 and no VNNI multiplies uint8 by int8 codes two at a time and adds the pair in 16 bits, which can
+# saturate. Weights can be such that no pair does; a bundle says whether its are.
+
+# One MatMulInteger of uint8 "a" [1, 64] and int8 "b" [64, 16] into int32 "c", as ONNX.
+PRODUCT = base64.b64decode(
+    "CAo6XAoYCgFhCgFiEgFjIg1NYXRNdWxJbnRlZ2VyEgFwWhMKAWESDgoMCAISCAoCCAEKAghAWhMKAWISDgoMCAMSCAoCCEAKAggQ"
+    "YhMKAWMSDgoMCAYSCAoCCAEKAggQQgQKABAV"
+)
+PRECISE = {"session.x64quantprecision": "1"}  # uint8 weights: exact everywhere, at half the speed or less
+
+
+def saturates() -> bool:
+    """Whether this CPU saturates products of codes: two of 255 x 127 need 17 bits."""
+    ones = np.ones((64, 16), np.int8)
+    (result,) = make_session(PRODUCT, 1).run(None, {"a": np.full((1, 64), 255, np.uint8), "b": 127 * ones})
+    return bool(np.any(result != 255 * 127 * 64))
+
+
+def exact_products(manifest: Mapping[str, Any]) -> tuple[dict[str, str], str | None]:
+    """The session options with which this CPU computes a bundle's products exactly, and what there is to say of it."""
+    found = manifest["portability"]
+    if (found is not None and not found["saturation"]) or not saturates():
+        return {}, None
+    return PRECISE, (
+        "products of codes saturate on this CPU (AVX2 without VNNI), and this bundle's weights are not proven to avoid "
+        "that: session.x64quantprecision=1 keeps the answers right and costs speed"
+    )
+
+
+def open_bundle(bundle: Mapping[str, Any], threads: int | None = None) -> tuple[ort.InferenceSession, str | None]:
+    """A session for the bundle that ``read_bundle`` has read, exact on this CPU, and what there is to say of it."""
+    options, note = exact_products(bundle["manifest"])
+    return make_session(bundle["model"], threads, options=options), note
 
 
 # --------------------------------------------------------------------------------------------------- preprocessing
@@ -779,26 +880,34 @@ def make_feeds(manifest: dict[str, Any], raw: dict[str, np.ndarray]) -> dict[str
 def selftest(bundle: str | Path | dict[str, Any], threads: int | None = None) -> dict[str, Any]:
     """Run the golden inputs and compare with the golden outputs, as strictly as the manifest says.
 
-    Returns {"name", "passed", "samples", "values", "differing", "max_difference", "comparison", "tolerance"}.
+    Returns {"name", "passed", "samples", "values", "differing", "max_difference", "comparison", "tolerance", "note"}.
     """
     if not isinstance(bundle, dict):
         bundle = read_bundle(bundle)
+    session, note = open_bundle(bundle, threads)
+    run = functools.partial(run_session, session)
+    result = compare_golden(bundle, run_batched(run, bundle["manifest"], golden_feeds(bundle)))
+    return {**result, "note": note}
+
+
+def golden_feeds(bundle: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What the model is fed for all golden samples."""
     manifest, golden = bundle["manifest"], bundle["golden"]
-    session = make_session(bundle["model"], threads)
-    raw = {entry["name"]: golden[f"input.{entry['name']}"] for entry in manifest["inputs"]}
-    return compare_golden(bundle, run_batched(session, manifest, make_feeds(manifest, raw)))
+    return make_feeds(manifest, {entry["name"]: golden[f"input.{entry['name']}"] for entry in manifest["inputs"]})
 
 
 def run_batched(
-    session: ort.InferenceSession, manifest: dict[str, Any], feeds: dict[str, np.ndarray]
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    manifest: dict[str, Any],
+    feeds: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """All outputs for ``feeds`` of any number of samples, also of a model whose batch is fixed."""
+    """All outputs that ``run`` gives for ``feeds`` of any number of samples, also where a model's batch is fixed."""
     samples, step = len(next(iter(feeds.values()))), fixed_batch(manifest)
     if step is None:
-        return run_session(session, feeds)
+        return run(feeds)
     # The last chunk is filled up with the first samples.
     chunks = [np.arange(start, start + step) % samples for start in range(0, samples, step)]
-    parts = [run_session(session, {name: value[rows] for name, value in feeds.items()}) for rows in chunks]
+    parts = [run({name: value[rows] for name, value in feeds.items()}) for rows in chunks]
     return {name: np.concatenate([part[name] for part in parts])[:samples] for name in parts[0]}
 
 
@@ -899,12 +1008,15 @@ def time_block(call: Callable[[], Any], seconds: float) -> list[int]:
             gc.enable()
 
 
-def warm_up(call: Callable[[], Any], limit_seconds: float = 3.0) -> dict[str, Any]:
-    """Call until times are steady, or until the limit. Returns {"call_seconds": median, "steady": bool}."""
+def warm_up(block: Callable[[float], Sequence[int]], limit_seconds: float = 3.0) -> dict[str, Any]:
+    """Call until times are steady, or until the limit. Returns {"call_seconds": median, "steady": bool}.
+
+    ``block`` takes seconds and gives the times of the calls that fit in, in nanoseconds.
+    """
     windows: list[float] = []
     deadline = time.perf_counter() + limit_seconds
     while True:
-        windows.append(statistics.median(time_block(call, 0.05)) / 1e9)
+        windows.append(statistics.median(block(0.05)) / 1e9)
         recent = windows[-3:]
         steady = len(recent) == 3 and max(recent) <= min(recent) * (1 + STEADY)
         if steady or (len(recent) == 3 and time.perf_counter() > deadline):
@@ -949,45 +1061,98 @@ def peak_rss_bytes() -> int:
 # ---------------------------------------------------------------------------------------------------------- worker
 
 
+class Engine:
+    """A bundle's model in onnxruntime, as a worker runs and times it. ``note``: what the answers needed."""
+
+    def __init__(
+        self, bundle: Mapping[str, Any], threads: int, options: Mapping[str, str] | None, provider: str | None
+    ) -> None:
+        exact, self.note = exact_products(bundle["manifest"])
+        self.provider = provider_name(provider)
+        self.name = f"onnxruntime ({self.provider.removesuffix(PROVIDER)})"
+        self._model = bundle["model"]
+        self._session = make_session(self._model, threads, options={**exact, **(options or {})}, provider=provider)
+
+    def check(self, feeds: dict[str, np.ndarray]) -> None:
+        """RunnerError where something else than was asked for runs the model."""
+        if self.provider != provider_name(None):
+            require_provider(self._model, self.provider, feeds)
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs by name."""
+        return run_session(self._session, feeds)
+
+    def block(self, feeds: dict[str, np.ndarray], seconds: float) -> list[int]:
+        """Times of back-to-back calls, in nanoseconds."""
+        return time_block(lambda: self._session.run(None, feeds), seconds)
+
+
 class Worker:
-    """One bundle in one process, timed on request.
+    """One bundle in one process, run and timed on request.
 
     Requests and replies are JSON objects, one a line. A request is {"do": method, ...arguments}; a reply is
     {"ok": true, ...} or {"ok": false, "error": str, "hint": str}. Between requests the process is blocked on reading.
     """
 
-    requests = ("load", "warm_up", "block", "finish")
+    requests = ("load", "warm_up", "block", "predict", "finish")
 
-    def load(self, bundle: str, threads: int | None = None, batch: int = 1, options: Any = None) -> dict[str, Any]:
-        """Create the session (its time is load_ms, from bytes in memory) and check one call's answers."""
-        opened = read_bundle(bundle)
-        feeds = bench_feeds(opened, batch)
-        threads = allowed_cores()[0] if threads is None else threads
+    def engine(self, *arguments: Any) -> Any:
+        """What runs a bundle, of (bundle, threads, options, provider)."""
+        return Engine(*arguments)
+
+    def load(
+        self, bundle: str, threads: int | None = None, batch: int | None = 1, options: Any = None,
+        provider: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Create the session (its time is load_ms, from bytes in memory) and check one call's answers.
+
+        ``batch`` None: nothing will be timed, and all golden samples are checked.
+        """
+        self.bundle = read_bundle(bundle)
+        manifest = self.bundle["manifest"]
+        self.feeds = golden_feeds(self.bundle) if batch is None else bench_feeds(self.bundle, batch)
+        self.threads = allowed_cores()[0] if threads is None else threads
         start = time.perf_counter_ns()
-        session = make_session(opened.pop("model"), threads, options=options)
+        self.running = self.engine(self.bundle, self.threads, options, provider)
         load_ms = (time.perf_counter_ns() - start) / 1e6
-        samples = min(batch, opened["manifest"]["golden"].get("samples", batch))
-        outputs = {name: value[:samples] for name, value in run_session(session, feeds).items()}
-        self.call, self.threads = lambda: session.run(None, feeds), threads
+        del self.bundle["model"]
+        outputs = run_batched(self.running.run, manifest, self.feeds)
+        self.running.check(self.feeds)
+        samples = manifest["golden"]["samples"]
         return {
             "load_ms": load_ms,
-            "threads": threads,
-            "runtime": "onnxruntime (CPU)",
-            "golden": compare_golden(opened, outputs),
+            "threads": self.threads,
+            "runtime": self.running.name,
+            "note": self.running.note,
+            "golden": compare_golden(self.bundle, {name: value[:samples] for name, value in outputs.items()}),
             "environment": environment(),
         }
 
     def warm_up(self, limit_seconds: float = 3.0) -> dict[str, Any]:
         """Call until times are steady."""
-        result = warm_up(self.call, limit_seconds)
+        result = warm_up(functools.partial(self.running.block, self.feeds), limit_seconds)
         self.rest()
         return result
 
     def block(self, seconds: float) -> dict[str, Any]:
         """Times of the calls of one block, in nanoseconds."""
-        times = time_block(self.call, seconds)
+        times = self.running.block(self.feeds, seconds)
         self.rest()
         return {"times_ns": times}
+
+    def predict(self, inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The outputs for raw samples by input name; arrays as ``encode_array`` writes them."""
+        manifest = self.bundle["manifest"]
+        raw = {name: decode_array(value) for name, value in inputs.items()}
+        outputs = run_batched(self.running.run, manifest, make_feeds(manifest, raw))
+        return {"outputs": {name: encode_array(value) for name, value in outputs.items()}}
+
+    def answer(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Do what a request asks for."""
+        if method not in self.requests:
+            raise RunnerError(f"A worker cannot {method!r}.")
+        reply: dict[str, Any] = getattr(self, method)(**arguments)
+        return reply
 
     def rest(self) -> None:
         """Leave the CPU to others before answering. One thread is the caller's own, which does not spin."""
@@ -999,16 +1164,24 @@ class Worker:
         return {"peak_rss_bytes": peak_rss_bytes()}
 
 
-def serve(requests: Iterable[str], replies: IO[str]) -> None:
+def encode_array(array: np.ndarray) -> dict[str, Any]:
+    """An array of numbers as JSON data: dtype, shape, and its bytes in C order as base64."""
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def decode_array(value: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of ``encode_array``."""
+    return np.frombuffer(base64.b64decode(value["data"]), value["dtype"]).reshape(value["shape"])
+
+
+def serve(worker: Worker, requests: Iterable[str], replies: IO[str]) -> None:
     """Answer requests until the last one, or until the other side closes the pipe."""
-    worker = Worker()
     for line in requests:
         request = json.loads(line)
         method = request.pop("do")
         try:
-            if method not in Worker.requests:
-                raise RunnerError(f"A worker cannot {method!r}.")
-            reply = {"ok": True, **getattr(worker, method)(**request)}
+            reply = {"ok": True, **worker.answer(method, request)}
         except RunnerError as error:
             reply = {"ok": False, "error": error.message, "hint": error.hint}
         print(json.dumps(reply), file=replies, flush=True)
@@ -1069,6 +1242,7 @@ def _bundle_path(options: argparse.Namespace) -> Path:
 
 def _command_selftest(options: argparse.Namespace) -> int:
     result = selftest(_bundle_path(options), options.threads)
+    _say(result["note"])
     if options.json:
         print(json.dumps(result))
     elif result["passed"]:
@@ -1087,7 +1261,8 @@ def _command_bench(options: argparse.Namespace) -> int:
     worker, path = Worker(), _bundle_path(options)
     loaded = worker.load(str(path), options.threads, options.batch)
     record, name, threads = loaded["environment"], loaded["golden"]["name"], loaded["threads"]
-    result = {"name": name, "threads": threads, "batch": options.batch, "environment": record}
+    _say(loaded["note"])
+    result = {"name": name, "threads": threads, "batch": options.batch, "note": loaded["note"], "environment": record}
     if record["emulator"]:
         result["withheld"] = f"the CPU is emulated ({record['emulator']}): its times would say nothing"
     else:
@@ -1135,7 +1310,14 @@ def _command_predict(options: argparse.Namespace) -> int:
 def predict(bundle: dict[str, Any], raw: dict[str, np.ndarray], threads: int | None = None) -> dict[str, np.ndarray]:
     """The model's outputs for raw batches by input name."""
     manifest = bundle["manifest"]
-    return run_batched(make_session(bundle["model"], threads), manifest, make_feeds(manifest, raw))
+    session, note = open_bundle(bundle, threads)
+    _say(note)
+    return run_batched(functools.partial(run_session, session), manifest, make_feeds(manifest, raw))
+
+
+def _say(note: str | None) -> None:
+    if note:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def top_classes(row: np.ndarray, classes: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -1232,13 +1414,18 @@ def _check_range(values: np.ndarray, raw: dict[str, Any], what: object) -> None:
 
 
 def _command_worker(_: argparse.Namespace) -> int:
+    serve_process(Worker())
+    return 0
+
+
+def serve_process(worker: Worker) -> None:
+    """Answer the process that started this one, over stdin and stdout."""
     # A Ctrl-C in the terminal reaches every process of the bench; the one that started this worker ends it in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Replies get stdout to themselves: what a library prints there goes to stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(sys.stdin, replies)
-    return 0
+    serve(worker, sys.stdin, replies)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def write_bundle(folder: Path, name: str = "ptq-int8", method: str = "ptq", **ma
     comparison = {"comparison": "close", "tolerance": 1e-4} if method == "float32" else {"comparison": "exact"}
     metric = {"name": "top1", "value": 0.98, "low": 0.97, "high": 0.99, "samples": 360, "higher_is_better": True}
     fields = {
-        "schema": "qdeploy.bundle/1",
+        "schema": runner.SCHEMA,
         "name": name,
         "recipe": "digits",
         "method": method,
@@ -87,6 +87,7 @@ def write_bundle(folder: Path, name: str = "ptq-int8", method: str = "ptq", **ma
         "metric": {**metric, "dataset": "digits", "split": "evaluation", "fingerprint": "0123abcd"},
         "coverage": {"integer_mac_share": 0.0 if method == "float32" else 1.0, "layers": []},
         "parity": None,
+        "portability": {"saturation": [], "arithmetic": []} if method == "float32" else None,
         "golden": {"file": "golden.npz", "samples": 8, "tolerance": 0.0, **comparison},
         "versions": {"qdeploy": "0.1.0", "onnxruntime": "1.31.1"},
         **manifest,

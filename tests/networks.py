@@ -153,12 +153,12 @@ class Built:
 
 def build(
     net: nn.Module, *example: Tensor, keep_float: tuple[str, ...] = (), weight: QScheme | None = None,
-    activation: QScheme | None = None, **export: Any,
+    activation: QScheme | None = None, portable: bool = True, **export: Any,
 ) -> Built:  # fmt: skip
     """Quantize with min-max on the example itself; ``export``: options of to_onnx."""
     graph = graph_of(net.eval(), *example)
     placement = place(graph, weight=weight, activation=activation, keep_float=keep_float)
-    ptq.quantize(graph, placement, [example])
+    ptq.quantize(graph, placement, [example], portable=portable)
     return Built(net, example, graph, placement, to_onnx(graph, example, **export))
 
 

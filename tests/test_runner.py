@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from qdeploy import runner
 from qdeploy.core.records import Environment, from_json
+from qdeploy.targets import qemu
 from tests.bundles import float_model, integer_model
 
 RUNNER = Path(runner.__file__)
@@ -66,14 +66,13 @@ def test_a_launcher_can_say_that_the_cpu_is_emulated(monkeypatch):
     assert runner.environment()["emulator"] == "qemu:cortex-a76"
 
 
-@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="qemu-user is not installed")
-def test_qemu_is_noticed_and_the_flags_of_the_host_are_not_taken_for_its_own():
+def test_qemu_is_noticed_and_the_host_is_not_taken_for_what_it_emulates(emulators):
     code = "import json; from qdeploy import runner; print(json.dumps(runner.environment()))"
-    command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run([*qemu.Target("Haswell").python, "-c", code], capture_output=True, text=True, check=True)
     environment = json.loads(result.stdout)
     assert environment["emulator"] == "qemu"
     assert environment["isa"] == []
+    assert environment["cpu"] not in Path("/proc/cpuinfo").read_text().split("\t: ")
 
 
 # --------------------------------------------------------------------------------------------------- allowed cores
@@ -260,8 +259,8 @@ def test_slow_models_get_fewer_blocks_but_never_less_than_five():
 def test_warm_up_ends_without_steady_times():
     lengths = iter(range(1, 1000))
 
-    def slower_every_time() -> None:
-        sum(range(next(lengths) * 20_000))
+    def slower_every_time(seconds: float) -> list[int]:
+        return runner.time_block(lambda: sum(range(next(lengths) * 20_000)), seconds)
 
     assert runner.warm_up(slower_every_time, limit_seconds=0.2)["call_seconds"] > 0
 

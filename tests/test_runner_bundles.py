@@ -199,8 +199,8 @@ DAMAGES = {
     "golden with more": (golden(member(FLOATS, bytes(324))), "has not the size that its header claims"),
     "golden of what": (golden(member({**FLOATS, "descr": "<q9"})), "output.output is no array"),
     "newer schema": (
-        repacked(lambda manifest, _: manifest.update(schema="qdeploy.bundle/2")),
-        "has schema 'qdeploy.bundle/2', this version reads 'qdeploy.bundle/1'",
+        repacked(lambda manifest, _: manifest.update(schema="qdeploy.bundle/1")),
+        "has schema 'qdeploy.bundle/1', this version reads 'qdeploy.bundle/2'",
     ),
     "unknown key": (repacked(lambda manifest, _: manifest.update(colour="red")), "manifest.json: colour is an unknown"),
     "nan": (repacked(lambda manifest, _: manifest["metric"].update(value=float("nan"))), "NaN is no finite number"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,10 +22,10 @@ from qdeploy import runner
 from qdeploy.bench import stats
 from qdeploy.bench.subject import Subject, choose_baseline, read_subjects
 from qdeploy.bench.traps import DOT_PRODUCT, X86, machine_traps
-from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import Bench, BenchRow, Environment, Interval, Latency, from_json
 from qdeploy.runtimes._errors import qdeploy_errors
+from qdeploy.targets._base import open_target
 
 Progress = Callable[[str, float], None]  # what is being done, share of the whole bench that is done (0..1)
 
@@ -41,12 +42,14 @@ def run(
     batches: Sequence[int] = (1,),
     seconds: float = 2.0,
     runtime: str = "onnxruntime",
+    provider: str | None = None,
     baseline: str | None = None,
     progress: Progress | None = None,
 ) -> Bench:
     """Time ``bundles`` (zips or unpacked folders) on ``target``, side by side, at every pair of threads and batch.
 
-    ``threads`` None means the cores that are allowed there; ``seconds`` is the measuring time a bundle and setting.
+    ``threads`` None means the cores that are allowed there; ``seconds`` is the measuring time a bundle and setting;
+    ``provider`` is the runtime's own ("CUDA"), None its default.
     ``baseline`` names the bundle that speed-ups refer to; by default it is the only one whose method is "float32",
     and without one there are no speed-ups. A bundle that fails becomes a warning and the others go on; if none is
     left, its error is raised.
@@ -59,22 +62,26 @@ def run(
         raise QDeployError("Threads and batches are positive numbers.", "For example --threads 1 --batch 1.")
     subjects = read_subjects(bundles)
     reference = choose_baseline(subjects, baseline)
-    place = open_target(target)
     counts: Sequence[int | None] = threads or [None]
     settings = [(count, batch) for count in counts for batch in batches]
     runs: list[Run] = []
-    for index, (count, batch) in enumerate(settings):
-        report = _section(progress, index, len(settings))
-        these = [Run(subject, count, batch) for subject in subjects]
-        measure(these, place, runtime=runtime, seconds=seconds, progress=report)
-        runs += these
-    return _bench(runs, reference, target)
+    with open_target(target) as place:
+        start = Start(place, runtime, provider)
+        for index, (count, batch) in enumerate(settings):
+            report = _section(progress, index, len(settings))
+            these = [Run(subject, count, batch) for subject in subjects]
+            measure(these, start, seconds=seconds, progress=report)
+            runs += these
+        return _bench(runs, reference, place.name)
 
 
-def open_target(address: str) -> Any:
-    """The target that "local", "ssh://pi@host" or "qemu:cortex-a76" names."""
-    name, _, rest = address.partition(":")
-    return plugins.load("target", name)(rest.removeprefix("//"))
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where processes are started, and in what they run a bundle."""
+
+    place: Any  # a target plugin's instance
+    runtime: str
+    provider: str | None
 
 
 class Run:
@@ -99,11 +106,11 @@ class Run:
             except QDeployError as error:
                 self.failure = error
 
-    def start(self, place: Any, runtime: str, stack: ExitStack) -> None:
+    def start(self, how: Start, stack: ExitStack) -> None:
         """Start a process, load the bundle in it and call it until times are steady (not on an emulated CPU)."""
-        opened = place.open(self.subject.path, name=self.subject.name, runtime=runtime)
+        opened = how.place.open(self.subject.path, name=self.subject.name, runtime=how.runtime)
         self.worker = stack.enter_context(opened)
-        self.loaded = self.worker.load(threads=self.threads, batch=self.batch)
+        self.loaded = self.worker.load(threads=self.threads, batch=self.batch, provider=how.provider)
         self.load_ms.append(self.loaded["load_ms"])
         self.blocks.append([])
         if not self.emulator:
@@ -125,7 +132,7 @@ class Run:
         return emulator
 
 
-def measure(runs: Sequence[Run], place: Any, *, runtime: str, seconds: float, progress: Progress) -> None:
+def measure(runs: Sequence[Run], start: Start, *, seconds: float, progress: Progress) -> None:
     """Load, warm up and time ``runs`` in interleaved blocks, in several processes one after the other.
 
     On an emulated CPU one process answers, and nothing is timed.
@@ -137,7 +144,7 @@ def measure(runs: Sequence[Run], place: Any, *, runtime: str, seconds: float, pr
         with ExitStack() as stack:
             for i, one in enumerate(runs):
                 report(f"load {one.subject.name}", 0.3 * i / len(runs))
-                one.attempt(partial(one.start, place, runtime, stack))
+                one.attempt(partial(one.start, start, stack))
             timed = [one for one in runs if one.failure is None and not one.emulator]
             if process == 0:
                 total, block_seconds = runner.plan_blocks(
@@ -263,7 +270,9 @@ def _setting_warnings(done: Sequence[Run], environment: Environment) -> list[str
             f"waited for each other. Use --threads {allowed} or fewer."
         )
     for one in done:
-        golden = one.loaded["golden"]
+        golden, note = one.loaded["golden"], one.loaded["note"]
+        if note:
+            warnings.append(f"{one.subject.name}: {note}.")
         if not golden["passed"]:
             hint = _answer_hint(environment)
             warnings.append(
@@ -276,7 +285,7 @@ def _setting_warnings(done: Sequence[Run], environment: Environment) -> list[str
 def _answer_hint(environment: Environment) -> str:
     saturates = environment.architecture in X86 and not set(environment.isa) & set(DOT_PRODUCT)
     if saturates:
-        return "CPUs without VNNI saturate full-range int8 weights: quantize weights to 7 bits for this one."
+        return "CPUs without VNNI saturate full-range int8 weights: build it with portable: true."
     return "Do not deploy it here before you know why."
 
 

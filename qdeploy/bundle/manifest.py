@@ -1,6 +1,6 @@
 """The manifest: what a bundle says about itself, as typed objects.
 
-The JSON is the contract (schema "qdeploy.bundle/1"). ``runner.MANIFEST`` holds its rules and ``runner.parse_manifest``
+The JSON is the contract (schema "qdeploy.bundle/2"). ``runner.MANIFEST`` holds its rules and ``runner.parse_manifest``
 enforces them, on a device and here alike; the models below give what it has accepted names and types. Field order is
 the order in the file.
 """
@@ -103,6 +103,33 @@ class Parity(Part):
     differing_codes: int
 
 
+class SaturatingLayer(Part):
+    """A layer in which products of codes can saturate on x86 without VNNI.
+
+    ``pairs`` of weights that reach beyond 16 bits, in ``channels`` output channels; ``worst`` is the largest sum.
+    """
+
+    name: str
+    channels: int
+    pairs: int
+    worst: int
+
+
+class Disagreement(Part):
+    """An Add or Mul of two tensors that CPUs round differently, for ``pairs`` of the pairs of codes."""
+
+    name: str
+    op: str
+    pairs: int
+
+
+class Portability(Part):
+    """Where other CPUs can answer otherwise. Two empty lists prove that none does, for any input."""
+
+    saturation: tuple[SaturatingLayer, ...]
+    arithmetic: tuple[Disagreement, ...]
+
+
 class Golden(Part):
     """The raw inputs and expected outputs that any device can check itself against."""
 
@@ -113,7 +140,7 @@ class Golden(Part):
 
 
 class Manifest(Part):
-    """A bundle's manifest.json. ``metric``, ``coverage`` and ``parity`` are None where nothing was measured."""
+    """A bundle's manifest.json. From ``metric`` to ``portability``: None where nothing was measured."""
 
     # The key is "schema"; pydantic keeps that name for itself.
     schema_: Annotated[str, Field(alias="schema")]
@@ -129,6 +156,7 @@ class Manifest(Part):
     metric: Metric | None
     coverage: Coverage | None
     parity: Parity | None
+    portability: Portability | None
     golden: Golden
     versions: dict[str, str]
     files: dict[str, str]

@@ -44,6 +44,7 @@ def pack(
     metric: Mapping[str, Any] | None = None,
     coverage: Mapping[str, Any] | None = None,
     parity: Mapping[str, Any] | None = None,
+    portability: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the bundle to ``path``, atomically, and return the sha256 of the zip as hex.
 
@@ -67,6 +68,7 @@ def pack(
         "metric": metric,
         "coverage": coverage,
         "parity": parity,
+        "portability": portability,
         "golden": {"file": GOLDEN, "samples": _samples(golden), "comparison": comparison, "tolerance": tolerance},
         "versions": dict(versions),
         "files": _digests(files) | {CARD: _UNKNOWN},

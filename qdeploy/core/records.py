@@ -6,19 +6,26 @@ file of another version, or one with missing or unknown keys, is one clear error
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import types
 import typing
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.files import write_json
 
 RESULTS_SCHEMA = "qdeploy.results/1"
 BENCH_SCHEMA = "qdeploy.bench/1"
+ANSWERS_SCHEMA = "qdeploy.answers/1"
+MOST_DECISIONS = 100_000_000  # samples of one split
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +189,66 @@ class Bench:
     rows: tuple[BenchRow, ...]
     warnings: tuple[str, ...] = field(default=())
     schema: str = BENCH_SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """How a bundle's golden outputs compared: ``differing`` of ``values``, over ``samples`` samples."""
+
+    passed: bool
+    samples: int
+    values: int
+    differing: int
+    max_difference: float
+    comparison: str  # "exact" or "close"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one bundle answers in one place. The last fields are None where the evaluation split was not run."""
+
+    name: str
+    bundle: str
+    bundle_sha256: str
+    method: str  # float32, ptq, qat ...
+    golden: Golden
+    metric: Metric | None = None
+    delta: Interval | None = None  # metric minus float32's in the same place, paired bootstrap; None for float32 itself
+    outputs_sha256: str | None = None  # of all outputs for the whole split: equal where every bit is
+    decisions: str | None = None  # one integer a sample, as ``pack_decisions`` writes them
+    note: str | None = None  # what the answers needed there
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What ``qdeploy verify`` and ``qdeploy accuracy`` found on one target, in one runtime."""
+
+    target: str
+    runtime: str
+    environment: Environment
+    rows: tuple[Answer, ...]
+    dataset: str = ""  # whose evaluation split was run
+    warnings: tuple[str, ...] = ()
+    schema: str = ANSWERS_SCHEMA
+
+
+def pack_decisions(decisions: NDArray[Any]) -> str:
+    """Integers [N] as text: their int32 bytes (little endian), deflated, in base64."""
+    return base64.b64encode(zlib.compress(decisions.astype("<i4").tobytes(), 9)).decode()
+
+
+def unpack_decisions(text: str) -> NDArray[np.int32]:
+    """The inverse of ``pack_decisions``. QDeployError for any other text."""
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(base64.b64decode(text, validate=True), MOST_DECISIONS * 4)
+        if not unpacker.eof:
+            raise ValueError("it is cut off, or too long")
+        return np.frombuffer(data, "<i4")
+    except (ValueError, zlib.error) as error:
+        raise QDeployError(
+            f"These are no decisions: {error}.", "Write the file again with `qdeploy accuracy`."
+        ) from None
 
 
 Record = TypeVar("Record")

@@ -1,10 +1,10 @@
 """Whether products of codes can saturate: a proof from the weights alone, for every input and on every CPU.
 
-x86 CPUs without VNNI multiply uint8 activations by int8 weights with VPMADDUBSW: the products of two neighbours are
-added in 16 bits, and the sum saturates at 32,767. The neighbours are weights 2k and 2k + 1 of an output channel, in the
-order in which the kernel reads them: (kernel height, kernel width, input channel). A pair saturates for some input
-exactly if its positive weights, or its negative ones, sum to more than ``pair_limit``. No other pairing matters, and a
-depthwise convolution is computed by another kernel, which does not saturate.
+x86 CPUs with AVX2 and no VNNI multiply uint8 activations by int8 weights with VPMADDUBSW: the products of two
+neighbours are added in 16 bits, and the sum saturates at 32,767. The neighbours are weights 2k and 2k + 1 of an output
+channel, in the order in which the kernel reads them: (kernel height, kernel width, input channel). A pair saturates for
+some input exactly if its positive weights, or its negative ones, sum to more than ``pair_limit``. No other pairing
+matters, and a depthwise convolution is computed by another kernel, which does not saturate.
 """
 
 from __future__ import annotations

@@ -57,3 +57,14 @@ def _next(here: dict[str, Any], parts: list[str], at: Location) -> tuple[str, li
         if ".".join(parts[:length]) in here:
             return ".".join(parts[:length]), parts[length:]
     return parts[0], parts[1:]
+
+
+def key_values(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """The values, read as YAML, of KEY=VALUE pairs that were given with ``option``. QDeployError: another form."""
+    found = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise QDeployError(f"{option} {pair} is not KEY=VALUE.", f"For example {option} root=data.")
+        found[key] = value(text, f"{option} {pair}")
+    return found

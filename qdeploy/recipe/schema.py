@@ -265,7 +265,7 @@ class VariantRecipe(Strict):
     ``ptq`` quantizes after training: ``rounding`` chooses the weights' codes; ``equalize``, ``bias_correction`` and
     ``learn_ranges`` refine. ``qat`` trains on with the fake quantizer ``fake_quant``. ``fp16`` and ``bf16`` store
     weights at 16 bits and compute in float32. The first and the last layer have at least ``first_last_bits``, then
-    ``rules`` apply. ``packing: none`` gives every weight a byte, for runtimes that do not fold constants. ``portable``
+    ``rules`` apply. ``packing: none`` gives every weight a byte, for runtimes that cannot unpack them. ``portable``
     chooses weights and scales with which every CPU answers the same, x86 without VNNI too.
     """
 

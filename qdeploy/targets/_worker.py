@@ -13,24 +13,30 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from numpy.typing import NDArray
+
+from qdeploy import runner
 from qdeploy.core.errors import QDeployError
 
 START_SECONDS = 120.0  # starting Python, importing, sending the bundle's data and creating the session
+PREDICT_SECONDS = 600.0  # a batch of samples, on an emulated CPU too
 GRACE_SECONDS = 60.0  # on top of what a request asks the worker to measure
 
 
 class WorkerProcess:
     """One bundle in one process that runs ``command`` (runner.py's ``worker``), asked over JSON lines.
 
-    ``bundle`` is the bundle's path as the process sees it, ``name`` what errors call it. Between requests the process
+    ``bundle`` is the bundle's path as the process sees it, ``name`` what errors call it, ``start_seconds`` how long
+    it may take to start and load. Between requests the process
     blocks on its stdin and uses no CPU. A death, a timeout or an error on the other side is a QDeployError; the
     process is then gone. Use as a context manager: leaving it ends the process.
     """
 
     def __init__(
-        self, command: Sequence[str], *, bundle: str, name: str, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self.name, self._bundle = name, bundle
+        self, command: Sequence[str], *, bundle: str, name: str, environment: Mapping[str, str] | None = None,
+        start_seconds: float = START_SECONDS,
+    ) -> None:  # fmt: skip
+        self.name, self._bundle, self._start_seconds = name, bundle, start_seconds
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         try:
             self._process = subprocess.Popen(
@@ -43,13 +49,24 @@ class WorkerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def load(self, *, threads: int | None, batch: int, options: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Create the session and check one call's answers.
+    def load(
+        self, *, threads: int | None = None, batch: int | None = None, options: Mapping[str, str] | None = None,
+        provider: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Create the session and check one call's answers; with ``batch`` None, the answers to all golden samples.
 
-        Returns {"load_ms", "threads", "runtime", "golden": {"passed", ...}, "environment": {...}}.
+        Returns {"load_ms", "threads", "runtime", "note", "golden": {"passed", ...}, "environment": {...}}.
         """
-        chosen = None if options is None else dict(options)
-        return self._ask(START_SECONDS, "load", bundle=self._bundle, threads=threads, batch=batch, options=chosen)
+        return self._ask(
+            self._start_seconds, "load", bundle=self._bundle, threads=threads, batch=batch,
+            options=None if options is None else dict(options), provider=provider,
+        )  # fmt: skip
+
+    def predict(self, raw: Mapping[str, NDArray[Any]], limit_seconds: float = PREDICT_SECONDS) -> dict[str, Any]:
+        """The outputs by name for raw samples [N, ...] by input name."""
+        inputs = {name: runner.encode_array(array) for name, array in raw.items()}
+        outputs = self._ask(limit_seconds, "predict", inputs=inputs)["outputs"]
+        return {name: runner.decode_array(value) for name, value in outputs.items()}
 
     def warm_up(self, limit_seconds: float) -> dict[str, Any]:
         """Call the model until its times are steady. Returns {"call_seconds": median, "steady": bool}."""

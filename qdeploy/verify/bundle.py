@@ -13,9 +13,3 @@ def read_bundle(path: Path) -> dict[str, Any]:
     """``runner.read_bundle`` with its errors as QDeployErrors."""
     with qdeploy_errors():
         return runner.read_bundle(path)
-
-
-def selftest(path: Path, threads: int | None = None) -> dict[str, Any]:
-    """``runner.selftest`` with its errors as QDeployErrors: the golden vectors on this machine."""
-    with qdeploy_errors():
-        return runner.selftest(path, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,14 @@ BATCH = 64
 class Evaluation:
     """One artifact's answers to every evaluation sample.
 
-    ``rows`` [N, ...] is what each sample contributes to the metric, ``decisions`` [N] what was decided.
+    ``rows`` [N, ...] is what each sample contributes to the metric, ``decisions`` [N] what was decided;
+    ``outputs_sha256`` is equal where every bit of all first outputs is.
     """
 
     metric: Metric
     rows: NDArray[np.float64]
     decisions: NDArray[Any]
+    outputs_sha256: str
 
 
 def evaluate(
@@ -38,15 +41,28 @@ def evaluate(
     ``runtime`` is a runtime plugin's instance with one input; ``metric`` a metric plugin's instance. Every sample is
     preprocessed by the manifest's own steps, as on a device.
     """
+    (name,) = runtime.inputs
+
+    def answer(samples: NDArray[Any]) -> NDArray[Any]:
+        outputs: dict[str, NDArray[Any]] = runtime.run({name: runner.preprocess(samples, list(preprocessing))})
+        return outputs[runtime.outputs[0]]
+
+    return judge(answer, raw, targets, metric=metric, batch=batch, progress=progress)
+
+
+def judge(
+    answer: Callable[[NDArray[Any]], NDArray[Any]], raw: NDArray[Any], targets: NDArray[Any], *, metric: Any,
+    batch: int = BATCH, progress: Callable[[int], None] | None = None,
+) -> Evaluation:  # fmt: skip
+    """Score what ``answer`` gives for batches of raw samples, wherever it asks. QDeployError: NaN, no samples."""
     if len(raw) == 0 or len(raw) != len(targets):
         raise QDeployError(f"An evaluation needs samples and as many targets; found {len(raw)} and {len(targets)}.")
-    rows, decisions = [], []
-    (name,) = runtime.inputs
+    rows, decisions, digest = [], [], hashlib.sha256()
     for start in range(0, len(raw), batch):
-        prepared = runner.preprocess(raw[start : start + batch], list(preprocessing))
-        outputs = runtime.run({name: prepared})[runtime.outputs[0]]
+        outputs = answer(raw[start : start + batch])
         if not np.all(np.isfinite(outputs)):
             raise QDeployError("The artifact answers with NaN or infinite values on evaluation samples.")
+        digest.update(np.ascontiguousarray(outputs).data)
         rows.append(metric.prepare(outputs, targets[start : start + batch]))
         decisions.append(metric.decisions(outputs))
         if progress is not None:
@@ -54,7 +70,16 @@ def evaluate(
     every = np.concatenate(rows)
     low, high = _interval(lambda picks: metric.value(every[picks]), len(every))
     record = Metric(metric.name, metric.value(every), low, high, len(every), metric.higher_is_better)
-    return Evaluation(record, every, np.concatenate(decisions))
+    return Evaluation(record, every, np.concatenate(decisions), digest.hexdigest())
+
+
+def fingerprint(raw: NDArray[Any], targets: NDArray[Any]) -> str:
+    """The sha256 (hex) of a split: equal where every raw sample and every target is."""
+    digest = hashlib.sha256()
+    for array in (raw, targets):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def difference(found: NDArray[np.float64], baseline: NDArray[np.float64], metric: Any) -> Interval:

@@ -1,4 +1,4 @@
-"""Everything that is measured on an artifact before it is bundled: coverage, layer parity, the deployed metric."""
+"""What is measured on an artifact before it is bundled: coverage, layer parity, portability, the deployed metric."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qdeploy.runtimes.onnxruntime import Runtime
 from qdeploy.verify.coverage import Coverage, coverage, runs_in_integers
 from qdeploy.verify.evaluate import Evaluation, evaluate
 from qdeploy.verify.parity import LayerParity, Parity, parity
+from qdeploy.verify.portability import Portability, portability
 
 PARITY_BATCH = 8
 GOLDEN = 8
@@ -28,6 +29,7 @@ class Proof:
 
     coverage: Coverage
     parity: Parity
+    portability: Portability
     evaluation: Evaluation
     golden: dict[str, NDArray[Any]]
     comparison: str  # "exact" or "close"
@@ -55,7 +57,7 @@ def prove(
     exact = found.computes_in_integers
     largest = max(float(np.abs(value).max(initial=0.0)) for value in answers.values())
     return Proof(
-        found, seen, evaluate(runtime, raw, targets, preprocessing=steps, metric=metric), golden,
+        found, seen, portability(model), evaluate(runtime, raw, targets, preprocessing=steps, metric=metric), golden,
         comparison="exact" if exact else "close",
         # Float kernels add in an order of their own on every CPU; a thousandth of the outputs' size is far above that.
         tolerance=0.0 if exact else 1e-3 * max(largest, 1e-6),

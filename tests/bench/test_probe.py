@@ -18,6 +18,6 @@ def test_default_threads_are_counted():
 
 def test_products_are_exact_where_the_cpu_has_vnni_or_is_an_arm():
     if runner.emulator() is None and {"avx512_vnni", "avx_vnni", "asimd"} & set(runner.environment()["isa"]):
-        assert probe.saturates() is False
+        assert runner.saturates() is False
     else:
-        assert probe.saturates() in (True, False)
+        assert runner.saturates() in (True, False)

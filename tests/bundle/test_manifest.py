@@ -38,9 +38,9 @@ def test_round_trip(data: dict[str, Any], bundle: Path) -> None:
 def test_it_is_the_contract(data: dict[str, Any], contents: dict[str, Any]) -> None:
     assert list(data) == [
         *("schema", "name", "recipe", "method", "model", "inputs", "outputs", "task", "classes", "quantization"),
-        *("metric", "coverage", "parity", "golden", "versions", "files"),
+        *("metric", "coverage", "parity", "portability", "golden", "versions", "files"),
     ]
-    assert data["schema"] == "qdeploy.bundle/1"
+    assert data["schema"] == "qdeploy.bundle/2"
     assert data["model"] == {"file": "model.onnx", "opset": 21}
     assert data["golden"] == {"file": "golden.npz", "samples": 8, "comparison": "exact", "tolerance": 0.0}
     for key in ("inputs", "outputs", "classes", "quantization", "metric", "coverage", "parity", "versions"):
@@ -64,7 +64,7 @@ BAD = {
     ),
     "missing key": (lambda d: d.pop("outputs"), "outputs is missing"),
     "missing key below": (lambda d: d["metric"].pop("dataset"), r"metric\.dataset is missing"),
-    "other schema": (lambda d: d.update(schema="qdeploy.bundle/2"), "has schema 'qdeploy.bundle/2'"),
+    "other schema": (lambda d: d.update(schema="qdeploy.bundle/1"), "has schema 'qdeploy.bundle/1'"),
     "no schema": (lambda d: d.pop("schema"), "has schema None"),
     "number as text": (lambda d: d["metric"].update(value="0.98"), r"metric\.value: '0\.98' is no number"),
     "nan": (lambda d: d["metric"].update(value=float("nan")), "NaN is no finite number"),

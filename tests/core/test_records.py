@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qdeploy.core import records
@@ -30,6 +31,9 @@ EVERY = [
     sample.minimal(timed=False),
     sample.bench().rows[0],
     sample.bench(),
+    sample.machine_answers().rows[0].golden,
+    sample.machine_answers().rows[1],
+    sample.machine_answers(),
 ]
 
 
@@ -46,6 +50,14 @@ def test_every_record_is_tried_here() -> None:
 def test_json_and_back_is_the_same_record(record: Any) -> None:
     data = json.loads(json.dumps(records.to_json(record), allow_nan=False))
     assert records.from_json(type(record), data) == record
+
+
+def test_decisions_are_packed_and_nothing_else_is_unpacked() -> None:
+    decisions = np.random.default_rng(0).integers(-1, 1000, 5000)
+    np.testing.assert_array_equal(records.unpack_decisions(records.pack_decisions(decisions)), decisions)
+    for text in ("", "????", "YWJj", records.pack_decisions(decisions)[:-8]):
+        with pytest.raises(QDeployError, match="no decisions"):
+            records.unpack_decisions(text)
 
 
 @pytest.mark.parametrize("record", [sample.full(), sample.bench()], ids=name)

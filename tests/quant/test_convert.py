@@ -38,7 +38,7 @@ def test_a_bias_that_overflows_raises_the_weight_scale(bias, weight):
     net[0].weight.data *= weight
     net[0].bias.data *= weight
     net[0].bias.data[2] = bias
-    built = build(net, IMAGES)
+    built = build(net, IMAGES, portable=False)
     codes = constants(built)["0.bias"]
     assert codes.dtype == np.int32
     layer = built.placement.layers[0]
@@ -181,8 +181,8 @@ class Block(nn.Module):
 def test_the_converted_graph_gives_the_codes_of_the_artifact():
     """In PyTorch, before export: every quantizer's codes against those that onnxruntime computes.
 
-    PyTorch adds in float32, so a sum that lies on the border of two codes may fall to the other side: one step, for
-    one output in thousands.
+    PyTorch adds in float32, so a sum that lies on the border of two codes may fall to the other side: for one output in
+    thousands one step, and two where it is requantized with a smaller scale.
     """
     torch.manual_seed(0)
     block = Block()
@@ -208,8 +208,8 @@ def test_the_converted_graph_gives_the_codes_of_the_artifact():
     assert len(wanted) >= 7
     for name in wanted:
         difference = np.abs(codes[name] - found[name].astype(np.float32))
-        assert difference.max() <= 1, name
-        assert (difference > 0).mean() < 1e-3, name
+        assert difference.max() <= 2, name
+        assert (difference > 0).mean() < 3e-3, name
     np.testing.assert_allclose(output.numpy(), found["output"], atol=2 * float(np.abs(found["output"]).max()) / 255)
 
 

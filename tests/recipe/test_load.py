@@ -75,6 +75,7 @@ def test_what_a_bundle_says_of_its_quantization(read):
         "first_last_bits": 8,
         "rules": [],
         "packing": "packed",
+        "portable": True,
         "equalize": False,
         "bias_correction": False,
         "learn_ranges": False,

@@ -26,16 +26,24 @@ def test_the_optimized_graph_is_the_one_that_runs():
 def test_an_unknown_provider_names_what_is_there():
     with pytest.raises(QDeployError, match="no provider 'CUDAExecutionProvidr'") as caught:
         Runtime(float_model(), provider="CUDAExecutionProvidr")
-    assert "CPUExecutionProvider" in caught.value.hint
+    assert "CPU" in caught.value.hint
 
 
 def test_a_provider_that_fell_back_to_the_cpu_is_an_error(monkeypatch):
     # onnxruntime lists what it was built with, not what the machine has: this one it cannot start here.
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    make = runner.make_session
-    monkeypatch.setattr(runner, "make_session", lambda model, threads, **_: make(model, threads))
-    with pytest.raises(QDeployError, match="fell back to CPUExecutionProvider"):
-        Runtime(float_model(), provider="CUDAExecutionProvider", threads=1)
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(QDeployError, match="fell back"):
+        Runtime(float_model(), provider="cuda", threads=1)
+
+
+@pytest.mark.skipif("AzureExecutionProvider" not in ort.get_available_providers(), reason="no such provider here")
+def test_a_provider_that_runs_no_layer_is_an_error():
+    """Azure's is in every wheel, starts, and leaves the whole model to the CPU without a word."""
+    feeds = {"input": np.zeros((2, 1, 8, 8), np.float32)}
+    assert runner.make_session(float_model(), 1, provider="Azure").get_providers()[0] == "AzureExecutionProvider"
+    with pytest.raises(runner.RunnerError, match="could not use AzureExecutionProvider and fell back"):
+        runner.require_provider(float_model(), "Azure", feeds)
+    runner.require_provider(float_model(), "CPU", feeds)
 
 
 def test_describe_and_chosen_outputs():

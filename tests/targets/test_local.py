@@ -6,8 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qdeploy import runner
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import Environment, from_json
 from qdeploy.targets._worker import WorkerProcess
@@ -108,9 +110,10 @@ def test_a_process_that_talks_something_else_is_an_error(tmp_path):
         worker.load(threads=1, batch=1)
 
 
-def test_a_worker_that_hangs_is_ended_after_its_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("qdeploy.targets._worker.START_SECONDS", 0.2)
-    with script(tmp_path, "import time; time.sleep(60)") as worker:
+def test_a_worker_that_hangs_is_ended_after_its_time(tmp_path):
+    path = tmp_path / "worker.py"
+    path.write_text("import time; time.sleep(60)")
+    with WorkerProcess([sys.executable, str(path)], bundle="x", name="x", start_seconds=0.2) as worker:
         with pytest.raises(QDeployError, match="no answer to 'load' within 0 seconds"):
             worker.load(threads=1, batch=1)
         assert worker._process.poll() is not None
@@ -127,12 +130,35 @@ def test_what_cannot_be_opened_is_an_error(bundle, tmp_path):
         Target("host")
     with pytest.raises(QDeployError, match="no runtime named 'onnxruntme'"):
         Target().open(bundle, name="x", runtime="onnxruntme")
-    plugin = tmp_path / "mine.py"
-    plugin.write_text("class Runtime:\n    pass\n")
-    with pytest.raises(QDeployError, match="has no worker"):
-        Target().open(bundle, name="x", runtime=str(plugin))
     with pytest.raises(QDeployError, match="cannot be started"):
         WorkerProcess([str(tmp_path / "no-python")], bundle="x", name="x")
+
+
+def test_a_runtime_of_ones_own_is_served_and_its_errors_are_told(bundle, tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from qdeploy.core.errors import QDeployError\n"
+        "from qdeploy.runtimes.onnxruntime import Runtime as Base\n"
+        "class Runtime(Base):\n"
+        "    worker = None\n"
+        "    def describe(self): return 'mine'\n"
+        "    def block(self, feeds, seconds): raise QDeployError('no clock', 'Buy one.')\n"
+    )
+    with Target().open(bundle, name="x", runtime=str(plugin)) as worker:
+        loaded = worker.load(threads=1, batch=1)
+        assert loaded["runtime"] == "mine"
+        assert loaded["golden"]["passed"]
+        with pytest.raises(QDeployError, match="x: no clock"):
+            worker.block(0.01)
+
+
+def test_predictions_are_those_of_the_model(bundle):
+    raw = np.random.default_rng(0).integers(0, 17, (5, 8, 8), dtype=np.uint8)
+    with Target().open(bundle, name="x") as worker:
+        worker.load(threads=1)
+        (found,) = worker.predict({"input": raw}).values()
+    opened = runner.read_bundle(bundle)
+    np.testing.assert_array_equal(found, runner.predict(opened, {"input": raw}, threads=1)["output"])
 
 
 def test_golden_answers_that_differ_are_reported_and_not_hidden(tmp_path):
