@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qdeploy.cli import places
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,8 +27,9 @@ def command(
             show_default=False,
         ),
     ],
-    target: Annotated[str, typer.Option(help="Where to run; `qdeploy list` shows the targets.")] = "local",
-    runtime: Annotated[str, typer.Option(help="What to run in; `qdeploy list` shows the runtimes.")] = "onnxruntime",
+    targets: places.Targets = ["local"],  # noqa: B006 - typer copies it
+    runtime: places.RuntimeName = "onnxruntime",
+    provider: places.Provider = None,
     threads: Annotated[
         str | None,
         typer.Option(metavar="N[,N...]", help="Threads of a session (default: the cores that are allowed)."),
@@ -37,9 +40,7 @@ def command(
         str | None,
         typer.Option(metavar="NAME", help="The bundle that speed-ups refer to (default: the float32 one)."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the measurement to FILE.")
-    ] = None,
+    json_file: places.JsonFile = None,
 ) -> None:
     """Time bundles side by side: latency, throughput, load time, memory, speed-up.
 
@@ -53,7 +54,6 @@ def command(
     from rich.console import Console
 
     from qdeploy.bench.schedule import run
-    from qdeploy.core import records
     from qdeploy.reports.terminal import bench_table
 
     counts = None if threads is None else numbers(threads, "--threads")
@@ -64,23 +64,21 @@ def command(
     if baseline is None and len(paths) == 1 and builds:
         baseline = _baseline_of(builds[0])
     console = Console()
-    with _progress() as advance:
-        bench = run(
-            bundles,
-            target=target,
-            threads=counts,
-            batches=batches,
-            seconds=seconds,
-            runtime=runtime,
-            baseline=baseline,
-            progress=advance,
-        )
-    console.print(bench_table(bench))
-    if json_file is not None:
-        records.save(bench, json_file)
-        console.print(f"measurement: {json_file}", soft_wrap=True, highlight=False, markup=False)
-    for folder in builds:
-        update_build(folder, bench, console)
+
+    def measure(target: str) -> None:
+        with progress() as advance:
+            bench = run(
+                bundles, target=target, threads=counts, batches=batches, seconds=seconds, runtime=runtime,
+                provider=provider, baseline=baseline, progress=advance,
+            )  # fmt: skip
+        console.print(bench_table(bench))
+        places.save(bench, json_file, targets, console)
+        # A build's page tells of the machine that made it.
+        for folder in builds if target == "local" and runtime == "onnxruntime" and provider is None else ():
+            update_build(folder, bench, console)
+
+    if places.each(targets, measure):
+        raise typer.Exit(2)
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -159,7 +157,7 @@ def _baseline_of(build: Path) -> str | None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
+def progress() -> Iterator[Callable[[str, float], None]]:
     """A bar on stderr, gone when done; yields what ``bench.schedule.run`` calls."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

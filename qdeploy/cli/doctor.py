@@ -72,7 +72,7 @@ def examine() -> dict[str, Any]:
     from qdeploy.core.records import Environment, from_json
 
     environment = from_json(Environment, runner.environment(), "environment")
-    default_threads, saturates = probe.default_threads(), probe.saturates()
+    default_threads, saturates = probe.default_threads(), runner.saturates()
     traps = [
         *machine_traps(environment),
         *measured_traps(environment, default_threads=default_threads, saturates=saturates),

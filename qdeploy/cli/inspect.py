@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from qdeploy.verify.portability import Portability
 
 
 def command(
@@ -25,7 +28,8 @@ def command(
     """Show the layers of a model: bits, the kernel that runs each on this machine, and multiply-accumulates.
 
     The kernels are read from the graph that onnxruntime optimizes for this CPU,
-    not from what the model promises.
+    not from what the model promises. Below the table stands whether all CPUs
+    give the same answers, and where not.
 
     Example: qdeploy inspect runs/digits/ptq-int8.qdeploy.zip
     """
@@ -45,11 +49,13 @@ def _facts(path: Path) -> dict[str, Any]:
     from qdeploy.core.records import to_json
     from qdeploy.verify.coverage import coverage
     from qdeploy.verify.inspection import layers_of
+    from qdeploy.verify.portability import portability
 
     model, about = _read(path)
     found = coverage(model)
     layers = [to_json(layer) for layer in layers_of(model, found)]
-    return {**about, "integer_mac_share": found.integer_mac_share, "kernels": found.kernels, "layers": layers}
+    facts = {"integer_mac_share": found.integer_mac_share, "kernels": found.kernels, "layers": layers}
+    return {**about, **facts, "portability": to_json(portability(model))}
 
 
 def _show(path: Path) -> None:
@@ -58,6 +64,7 @@ def _show(path: Path) -> None:
     from qdeploy.reports.terminal import layers_table
     from qdeploy.verify.coverage import coverage
     from qdeploy.verify.inspection import layers_of
+    from qdeploy.verify.portability import portability
 
     model, about = _read(path)
     layers = layers_of(model, coverage(model))
@@ -65,6 +72,23 @@ def _show(path: Path) -> None:
     for key, value in about.items():
         console.print(f"{key + ':':<12}{value}", highlight=False, markup=False)
     console.print(layers_table(layers))
+    if any(layer.integer for layer in layers):
+        for line in portability_lines(portability(model)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def portability_lines(found: Portability) -> list[str]:
+    """Whether every CPU answers alike, and if not, where it is proven that some do not."""
+    lines = [
+        f"not portable: {layer.name}: {layer.pairs:,} pairs of weights in {layer.channels} output channels can "
+        f"saturate on x86 with AVX2 and no VNNI (they sum to up to {layer.worst})"
+        for layer in found.saturation
+    ]
+    lines += [
+        f"not portable: {layer.name}: CPUs round this {layer.op} differently for {layer.pairs:,} pairs of codes"
+        for layer in found.arithmetic
+    ]
+    return lines or ["portable: integer layers give the same codes on every CPU, for every input (proven)"]
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, str]]:

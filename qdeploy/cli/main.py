@@ -10,14 +10,12 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.text import Text
 from typer.core import TyperGroup
 
 from qdeploy import __version__
-from qdeploy.cli import bench, build, doctor, inspect, verify
+from qdeploy.cli import accuracy, bench, build, compare, doctor, inspect, verify
 from qdeploy.cli import list as list_
+from qdeploy.cli.errors import show
 from qdeploy.core.errors import QDeployError
 
 # What a disk may answer, and what helps.
@@ -38,12 +36,12 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except _expected() as error:
-            _show(error)
+            show(error)
             raise typer.Exit(2) from None
         except OSError as error:
             if error.errno not in _DISK:
                 raise
-            _show(QDeployError(f"{error.filename or 'A file'}: {error.strerror}.", _DISK[error.errno]))
+            show(QDeployError(f"{error.filename or 'A file'}: {error.strerror}.", _DISK[error.errno]))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             _say_interrupted()
@@ -62,6 +60,8 @@ app.command("build")(build.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
 app.command("verify")(verify.command)
+app.command("accuracy")(accuracy.command)
+app.command("compare")(compare.command)
 app.command("doctor")(doctor.command)
 app.command("list")(list_.command)
 
@@ -94,13 +94,6 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors that carry a message and a hint. The runner stands alone and has one of its own."""
     runner = sys.modules.get("qdeploy.runner")
     return (QDeployError,) if runner is None else (QDeployError, runner.RunnerError)
-
-
-def _show(error: Any) -> None:
-    lines = [Text(error.message)]
-    if error.hint:
-        lines += [Text(error.hint, style="dim")]
-    Console(stderr=True).print(Panel(Group(*lines), title="Error", title_align="left", border_style="red"))
 
 
 def _say_interrupted() -> None:

@@ -1,13 +1,19 @@
-"""``qdeploy verify``: whether this machine gives the answers that a bundle was built with."""
+"""``qdeploy verify``: whether a machine gives the answers that a bundle was built with."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-NOT_CHECKED = "Checked: files and golden answers. The accuracy that a bundle records was not measured again."
+from qdeploy.cli import places
+
+if TYPE_CHECKING:
+    from qdeploy.bench.answers import Failure
+    from qdeploy.core.records import Answer
+
+NOT_CHECKED = "Checked: files and golden answers. `qdeploy accuracy` measures the accuracy that a bundle records."
 
 
 def command(
@@ -15,63 +21,64 @@ def command(
         list[Path],
         typer.Argument(metavar="PATH", help="Bundles, or build folders such as runs/digits.", show_default=False),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line each.")] = False,
+    targets: places.Targets = ["local"],  # noqa: B006 - typer copies it
+    runtime: places.RuntimeName = "onnxruntime",
+    provider: places.Provider = None,
+    json_file: places.JsonFile = None,
 ) -> None:
-    """Check bundles: every file's digest, and the golden vectors bit for bit on this machine.
+    """Check bundles: every file's digest, and the golden vectors code by code on this machine or another.
 
-    Exits with code 1 if a bundle gives other answers here than where it was
-    built, and with 2 if one cannot be read; the others are checked all the same.
-    The accuracy that a bundle records is not measured again.
+    Exits with code 1 if a bundle gives other answers there than where it was
+    built, and with 2 if one cannot be read or run; the others are checked all the
+    same.
 
-    Example: qdeploy verify runs/digits/ptq-int8.qdeploy.zip
+    Example: qdeploy verify runs/digits --target local --target qemu:cortex-a72
     """
-    import json
-
     from rich.console import Console
 
+    from qdeploy.bench.answers import ask
     from qdeploy.cli.bench import find_bundles
+    from qdeploy.reports.words import environment_line
 
     console = Console()
-    outcomes = []
     # All paths are looked at before the first bundle is run.
-    for bundle in [found for path in paths for found in find_bundles(path, must_exist=False)]:
-        outcome = _check(bundle)
-        outcomes.append(outcome)
-        if not as_json:
-            mark, line = _line(outcome)
-            console.print(mark, end=" ")
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if as_json:
-        typer.echo(json.dumps(outcomes, indent=2))
-    else:
-        console.print(NOT_CHECKED, style="dim", highlight=False, soft_wrap=True)
-    if any("error" in outcome for outcome in outcomes):
+    bundles = [found for path in paths for found in find_bundles(path, must_exist=False)]
+    marks: list[str] = []
+
+    def heard(outcome: Answer | Failure) -> None:
+        mark, line = describe(outcome)
+        marks.append(mark)
+        console.print(STYLES[mark], end=" ")
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def check(target: str) -> None:
+        answers, _ = ask(bundles, target=target, runtime=runtime, provider=provider, heard=heard)
+        if answers is not None:
+            where = f"{answers.target}: {environment_line(answers.environment)}; {answers.runtime}"
+            console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
+            places.save(answers, json_file, targets, console)
+
+    failed = places.each(targets, check)
+    console.print(NOT_CHECKED, style="dim", highlight=False, soft_wrap=True)
+    if failed or "BAD" in marks:
         raise typer.Exit(2)
-    if not all(outcome["passed"] for outcome in outcomes):
+    if "FAIL" in marks:
         raise typer.Exit(1)
 
 
-def _check(bundle: Path) -> dict[str, Any]:
-    """The self-test's outcome, or {"bundle", "passed": False, "error", "hint"} of a bundle that cannot be read."""
-    from qdeploy.core.errors import QDeployError
-    from qdeploy.verify.bundle import selftest
-
-    try:
-        return {"bundle": str(bundle), **selftest(bundle)}
-    except QDeployError as error:
-        return {"bundle": str(bundle), "passed": False, "error": error.message, "hint": error.hint}
+STYLES = {"ok": "[green]ok  [/green]", "FAIL": "[red]FAIL[/red]", "BAD": "[red]BAD [/red]"}
 
 
-def _line(outcome: dict[str, Any]) -> tuple[str, str]:
-    """The mark of an outcome, in rich's markup, and what it says."""
-    if "error" in outcome:
-        return "[red]BAD [/red]", f"{outcome['error']} {outcome['hint']}".strip()
-    if outcome["passed"]:
-        return (
-            "[green]ok  [/green]",
-            f"{outcome['bundle']}  {outcome['values']} golden values agree ({outcome['comparison']})",
-        )
-    return "[red]FAIL[/red]", (
-        f"{outcome['bundle']}  {outcome['differing']} of {outcome['values']} golden values differ, "
-        f"by up to {outcome['max_difference']:.3g}"
+def describe(outcome: Answer | Failure) -> tuple[str, str]:
+    """The mark of an outcome, and what it says."""
+    from qdeploy.bench.answers import Failure
+
+    if isinstance(outcome, Failure):
+        return "BAD", f"{outcome.error.message} {outcome.error.hint}".strip()
+    golden, note = outcome.golden, f" ({outcome.note})" if outcome.note else ""
+    if golden.passed:
+        return "ok", f"{outcome.bundle}  {golden.values} golden values agree ({golden.comparison}){note}"
+    return "FAIL", (
+        f"{outcome.bundle}  {golden.differing} of {golden.values} golden values differ, "
+        f"by up to {golden.max_difference:.3g}{note}"
     )

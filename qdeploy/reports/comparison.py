@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qdeploy.core.records import Interval, Latency, Layer, Refusal, Results, Variant
+from qdeploy.core.records import Interval, Latency, Layer, Metric, Refusal, Results, Variant
 from qdeploy.reports import words
 from qdeploy.reports.words import Scores
 
@@ -56,8 +56,8 @@ def columns(results: Results) -> tuple[Column, ...]:
     columns = [
         Column("variant", "variant", tuple(Cell(v.name) for v in variants), numeric=False),
         Column("method", "method", tuple(Cell(v.method) for v in variants), numeric=False),
-        Column("metric", style.label, tuple(score(v, style) for v in variants)),
-        Column("delta", f"against {results.baseline}", tuple(delta(v, style) for v in variants)),
+        Column("metric", style.label, tuple(score(v.metric, style) for v in variants)),
+        Column("delta", f"against {results.baseline}", tuple(delta(v.delta, style) for v in variants)),
         Column("size", "file size", tuple(Cell(words.size(v.size_bytes)) for v in variants)),
         Column("compression", "compression", tuple(_compression(v, results.baseline) for v in variants)),
     ]
@@ -106,21 +106,22 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def score(variant: Variant, style: Scores) -> Cell:
-    """The metric with its interval."""
-    metric = variant.metric
+def score(metric: Metric | None, style: Scores) -> Cell:
+    """The metric with its interval; a dash where it was not measured."""
+    if metric is None:
+        return Cell("-", tone="muted")
     return Cell(style.value(metric.value), style.interval(metric.low, metric.high))
 
 
-def delta(variant: Variant, style: Scores) -> Cell:
-    """The difference to the baseline's metric."""
-    if variant.delta is None:
+def delta(difference: Interval | None, style: Scores) -> Cell:
+    """The difference to the baseline's metric; None is the baseline itself."""
+    if difference is None:
         return Cell("baseline", tone="muted")
-    value = style.difference(variant.delta.value)
-    interval = style.difference_interval(variant.delta.low, variant.delta.high)
-    if not variant.delta.excludes(0):
+    value = style.difference(difference.value)
+    interval = style.difference_interval(difference.low, difference.high)
+    if not difference.excludes(0):
         return Cell(words.NO_DIFFERENCE, f"{value.removesuffix(style.unit)} {interval}")
-    return Cell(value, interval, "good" if style.gain(variant.delta) > 0 else "bad")
+    return Cell(value, interval, "good" if style.gain(difference) > 0 else "bad")
 
 
 def p50(latency: Latency | None) -> Cell:

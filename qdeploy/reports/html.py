@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from qdeploy.core import records
 from qdeploy.core.files import write_atomic
 from qdeploy.core.records import Histogram, Interval, Latency, Layer, Results, Variant
 from qdeploy.reports import comparison, plots, words
@@ -29,18 +30,12 @@ def write(results: Results, path: Path) -> None:
 
 def render(results: Results) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("qdeploy.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["typeset"] = typeset
-    environment.globals.update(words=words, plots=plots, comparison=comparison, dial=_dial, extent=_extent)
     said, style = verdict(results), scores(results)
-    return environment.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2",
+        comparison=comparison,
+        dial=_dial,
+        extent=_extent,
         results=results,
         style=style,
         verdict=said,
@@ -52,6 +47,21 @@ def render(results: Results) -> str:
         machine=_machine(results),
         reach=max((abs(x) for v in results.variants if v.delta for x in (v.delta.low, v.delta.high)), default=0.0),
     )
+
+
+def fill(template: str, **values: object) -> str:
+    """A page from its template. Everything that a template writes is escaped."""
+    environment = Environment(
+        loader=PackageLoader("qdeploy.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["typeset"] = typeset
+    environment.globals.update(words=words, plots=plots, **values)
+    return environment.get_template(template).render()
 
 
 def typeset(text: str) -> str:
@@ -119,7 +129,7 @@ def _speed_tile(latency: Latency, base: Latency | None) -> Tile:
 
 
 def _accuracy_tile(variant: Variant, style: Scores) -> Tile:
-    cell, change = comparison.delta(variant, style), variant.delta.value if variant.delta else 0.0
+    cell, change = comparison.delta(variant.delta, style), variant.delta.value if variant.delta else 0.0
     value = words.fixed(change * style.factor, style.places, sign=True)
     reached = f"{style.value(variant.metric.value)} {style.label}"
     detail = f"no measurable difference; {reached}" if cell.text == words.NO_DIFFERENCE else reached
@@ -192,8 +202,8 @@ def _quality(layer: Layer) -> float:
 def _facts(variant: Variant, results: Results) -> list[tuple[str, str]]:
     style = scores(results)
     facts = [
-        (style.label, comparison.score(variant, style).line()),
-        (f"against {results.baseline}", comparison.delta(variant, style).line()),
+        (style.label, comparison.score(variant.metric, style).line()),
+        (f"against {results.baseline}", comparison.delta(variant.delta, style).line()),
         ("file size", f"{variant.size_bytes:,} bytes, compression {words.ratio(variant.compression)}"),
     ]
     if variant.agreement is not None:
@@ -212,11 +222,9 @@ def _facts(variant: Variant, results: Results) -> list[tuple[str, str]]:
     return [*facts, ("bundle", variant.bundle)]
 
 
-def _machine(results: Results) -> list[tuple[str, str]]:
-    machine = results.environment
-    if machine is None:
-        return []
-    rows = [
+def machine_facts(machine: records.Environment) -> list[tuple[str, str]]:
+    """What an environment record says, with the names of its lines."""
+    return [
         ("CPU", f"{machine.cpu} ({machine.architecture})"),
         ("Instructions", ", ".join(machine.isa) or "none that matter"),
         ("Cores allowed", f"{machine.cores_allowed} of {machine.cores_present} ({machine.cores_reason})"),
@@ -228,6 +236,12 @@ def _machine(results: Results) -> list[tuple[str, str]]:
         ("onnxruntime", machine.onnxruntime),
         ("numpy", machine.numpy),
     ]
+
+
+def _machine(results: Results) -> list[tuple[str, str]]:
+    if results.environment is None:
+        return []
+    rows = machine_facts(results.environment)
     return [*rows, ("Made by", results.created_by)] if results.created_by else rows
 
 

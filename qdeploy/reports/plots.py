@@ -20,6 +20,8 @@ FRAME = Box(60, 14, WIDTH - 12, HEIGHT - 46)
 LETTER, LINE = 7.0, 15.0  # the size that a label is given room for, a little more than it takes
 BINS = 64  # a histogram is drawn with at most this many
 BIN_WIDTH, BIN_HEIGHT = 4, 60
+ROW, BAR = 46, 9  # of the bars: a line of text over each
+NAME_LETTERS = 38  # of a name, beside its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,50 @@ def _names(points: Sequence[Point], x: Axis, y: Axis, treads: Sequence[Box]) -> 
         place = {"end": box.right, "start": box.left, "middle": (box.left + box.right) / 2}[anchor]
         parts.append(element("text", point.name, class_=f"name {anchor}", x=place, y=middle + 4))
     return element("g", *parts, aria_hidden="true")
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bundle in a picture of times. Without a time its row is empty."""
+
+    name: str
+    time: Interval | None  # milliseconds
+    text: str  # the time and what goes with it, in words
+    kind: str  # "best", "baseline" or "other"
+
+
+def bars(rows: Sequence[Bar], title: str) -> Markup:
+    """Times as bars from zero, with their 95% intervals, on a scale of their own."""
+    times = [value for row in rows if row.time for value in (row.time.value, row.time.high)]
+    axis = axes.linear(times, 1.0, WIDTH - 1.0, zero=True, ticks=4)
+    foot = ROW * len(rows) + 4
+    parts = [element("line", class_="grid", x1=axis.at(t), x2=axis.at(t), y1=0, y2=foot) for t in axis.ticks]
+    places = words.decimals(axis.ticks[1], 2)
+    for i, tick in enumerate(axis.ticks):
+        side = "start" if i == 0 else "end" if tick == axis.ticks[-1] else "middle"
+        text = words.fixed(tick, places) + (" ms" if tick == axis.ticks[-1] else "")
+        parts.append(element("text", text, class_=f"tick {side}", x=axis.at(tick), y=foot + 16))
+    drawn = [element("g", *parts, aria_hidden="true")]
+    drawn += [_bar(row, axis, ROW * i) for i, row in enumerate(rows)]
+    return picture(*drawn, title=title, viewBox=f"0 0 {WIDTH} {foot + 22}", class_="chart")
+
+
+def _bar(row: Bar, axis: Axis, top: int) -> Markup:
+    """Name and time, and below them the bar with its interval."""
+    name = row.name if len(row.name) <= NAME_LETTERS else row.name[: NAME_LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    parts = [
+        element("title", f"{row.name}: {row.text}"),
+        element("text", name, class_="name", x=1, y=top + 18),
+        element("text", row.text, class_="time end", x=WIDTH - 1, y=top + 18),
+    ]
+    if row.time is not None:
+        end, middle = axis.at(row.time.value), top + 26 + BAR / 2
+        length = max(end - axis.start, 1.0)
+        parts.append(element("rect", class_="time", x=axis.start, y=top + 26, width=length, height=BAR, rx=2))
+        low, high = axis.at(row.time.low), axis.at(row.time.high)
+        parts.append(element("line", class_="interval", x1=low, x2=high, y1=middle, y2=middle))
+        parts += [element("line", class_="interval", x1=x, x2=x, y1=middle - 3.5, y2=middle + 3.5) for x in (low, high)]
+    return element("g", *parts, class_=row.kind)
 
 
 def sqnr_axis(layers: Sequence[Layer]) -> Axis:

@@ -28,14 +28,17 @@ def results_table(results: Results) -> Folding:
 
 def results_markdown(results: Results) -> str:
     """The same comparison as a Markdown table with its notes, for a results page."""
-    columns = comparison.columns(results)
-    rows = [
-        [_escape(column.header) for column in columns],
-        ["---:" if column.numeric else "---" for column in columns],
-        *([_escape(column.cells[i].line()) for column in columns] for i in range(len(columns[0].cells))),
-    ]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(_escape(note) for note in comparison.notes(results))]) + "\n"
+    return "\n".join([*_markdown_table(comparison.columns(results)), *map(_escape, comparison.notes(results))]) + "\n"
+
+
+def markdown(tables: Folding) -> str:
+    """Tables with their titles in Markdown, what is wrong before and the notes and warnings behind them."""
+    paragraphs = [f"**{_escape(alert)}**" for alert in tables.alerts]
+    for block in tables.blocks:
+        paragraphs += [f"**{_escape(block.title)}**"] if block.title else []
+        paragraphs.append("\n".join(_markdown_table(block.columns)).rstrip())
+    paragraphs += [f"Warning: {_escape(warning)}" for warning in tables.warnings]
+    return "\n\n".join([*paragraphs, *map(_escape, tables.notes)]) + "\n"
 
 
 def bench_table(bench: Bench) -> Folding:
@@ -87,13 +90,19 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """Tables that continue below, name column repeated, where their columns exceed the width; then notes, warnings."""
+    """Tables that continue below, name column repeated, where their columns exceed the width; then notes, warnings.
+
+    Alerts stand before everything else.
+    """
 
     blocks: tuple[Block, ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    alerts: tuple[str, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for alert in self.alerts:
+            yield Text(printable(alert), style="bold red")
         for block in self.blocks:
             if block.title:
                 yield Text(printable(block.title), style="bold")
@@ -139,7 +148,7 @@ def _table(columns: Sequence[Column]) -> Table:
         width = _width(column)
         # The name column may shrink further in a narrow terminal; numbers keep their width.
         limits = {"max_width": width} if i == 0 else {"min_width": width, "max_width": width}
-        table.add_column(Text(column.header), justify=justify, vertical="top", overflow="fold", **limits)  # type: ignore[arg-type]
+        table.add_column(Text(printable(column.header)), justify=justify, vertical="top", overflow="fold", **limits)  # type: ignore[arg-type]
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*(_text(cell) for cell in cells))
     return table
@@ -225,6 +234,16 @@ def _layers_summary(layers: Sequence[Layer], total: int) -> list[str]:
     return lines
 
 
+def _markdown_table(columns: Sequence[Column]) -> list[str]:
+    """The lines of a table, and an empty one."""
+    rows = [
+        [_escape(column.header) for column in columns],
+        ["---:" if column.numeric else "---" for column in columns],
+        *([_escape(column.cells[i].line()) for column in columns] for i in range(len(columns[0].cells))),
+    ]
+    return [*("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
 def _escape(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_<>|~]|\](?=\())", r"\\\1", printable(" ".join(text.split())))
+    return re.sub(r"([\\`*_<>|~&]|\](?=\())", r"\\\1", printable(" ".join(text.split())))

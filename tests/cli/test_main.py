@@ -14,7 +14,7 @@ from qdeploy import __version__
 from qdeploy.cli import main
 from tests.processes import accept_interrupts
 
-COMMANDS = {"build", "bench", "inspect", "verify", "doctor", "list"}
+COMMANDS = {"build", "bench", "inspect", "verify", "accuracy", "compare", "doctor", "list"}
 # A program with the real command line and one more command, which does what a test wants to see handled.
 PROGRAM = """
     import sys, time, typer

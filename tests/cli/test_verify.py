@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from qdeploy.cli import main
+from qdeploy.core import records
 from tests import bundles
 
 
@@ -38,9 +38,10 @@ def broken(good: Path) -> Path:
 def test_a_right_bundle_is_ok_and_its_accuracy_is_not_vouched_for(good: Path):
     result = verify(good)
     assert result.exit_code == 0
-    ok, rest = result.output.splitlines()
+    ok, where, rest = result.output.splitlines()
     assert ok == f"ok   {good}  80 golden values agree (close)"
-    assert rest == "Checked: files and golden answers. The accuracy that a bundle records was not measured again."
+    assert where.startswith("local: ")
+    assert rest == "Checked: files and golden answers. `qdeploy accuracy` measures the accuracy that a bundle records."
 
 
 def test_other_answers_are_exit_code_1(good: Path, wrong: Path):
@@ -58,13 +59,23 @@ def test_a_folder_is_checked_to_its_end(broken: Path, good: Path, wrong: Path):
     assert "Traceback" not in result.output
 
 
-def test_json_has_one_entry_a_bundle(broken: Path, good: Path, wrong: Path):
-    result = verify(good.parent, "--json")
+def test_the_record_has_one_row_a_bundle_that_answered(broken: Path, good: Path, wrong: Path, tmp_path: Path):
+    result = verify(good.parent, "--json", tmp_path / "answers.json")
     assert result.exit_code == 2
-    outcomes = {Path(outcome["bundle"]): outcome for outcome in json.loads(result.output)}
-    assert {path: outcome["passed"] for path, outcome in outcomes.items()} == {broken: False, good: True, wrong: False}
-    assert "its end is not" in outcomes[broken]["error"]
-    assert "error" not in outcomes[wrong]
+    answers = records.load(records.Answers, tmp_path / "answers.json")
+    assert {Path(row.bundle): row.golden.passed for row in answers.rows} == {good: True, wrong: False}
+    assert answers.target == "local"
+    assert "its end is not" in result.output
+
+
+def test_several_targets_have_a_record_each_and_one_that_fails_stops_no_other(good: Path, tmp_path: Path):
+    targets = ("--target", "nowhere", "--target", "local", "--target", "local:there")
+    result = verify(good, *targets, "--json", tmp_path / "answers.json")
+    assert result.exit_code == 2
+    assert "nowhere: There is no target named 'nowhere'" in result.output
+    assert "takes no address" in result.output
+    assert f"ok   {good}" in result.output
+    assert [path.name for path in tmp_path.glob("*.json")] == ["answers.local.json"]
 
 
 def test_a_bundle_that_the_results_list_and_that_is_gone_is_one_of_them(tmp_path: Path):

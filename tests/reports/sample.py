@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 
 import numpy as np
 
@@ -194,3 +195,87 @@ def bench(**changes: object) -> records.Bench:
     )
     warning = "The frequency governor is powersave: times vary. Remedy: cpupower frequency-set -g performance."
     return dataclasses.replace(records.Bench("local", environment(), "float32", rows, (warning,)), **changes)
+
+
+def sha(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+FLEET = (("fp32", 0.9173, 2.31), ("ptq-int8", 0.9166, 1.07), ("gptq-int4", 0.9091, 1.09), ("qat-int4", 0.9152, 1.08))
+
+
+def arm(**changes: object) -> records.Environment:
+    values = {
+        "cpu": "Cortex-A72",
+        "architecture": "aarch64",
+        "isa": (),
+        "cores_present": 4,
+        "cores_allowed": 4,
+        "cores_reason": "all cores",
+        "governor": "ondemand",
+        "system": "Linux-6.6-aarch64",
+    }
+    return environment(**{**values, **changes})
+
+
+def machine_bench(
+    target: str = "local",
+    machine: records.Environment | None = None,
+    *,
+    factor: float = 1.0,
+    threads: tuple[int, ...] = (1,),
+    **changes: object,
+) -> records.Bench:
+    """A bench of FLEET on a machine ``factor`` times slower than the first; several threads are a little faster."""
+    rows = []
+    for count in threads:
+        for i, (name, score, time) in enumerate(FLEET):
+            p50, base = (t * factor * count**-0.8 for t in (time, FLEET[0][2]))
+            found = latency(p50, None if i == 0 else base / p50, threads=count, bundle_sha256=sha(name))
+            size, share = (1_118_512, 0.0) if i == 0 else (298_120, 1.0)
+            rows.append(records.BenchRow(name, f"runs/x/{name}.qdeploy.zip", size, metric(score), share, found))
+    machine = machine or environment()
+    return dataclasses.replace(records.Bench(target, machine, FLEET[0][0], tuple(rows)), **changes)
+
+
+def machine_answers(
+    target: str = "local", machine: records.Environment | None = None, *, differing: int = 0, **changes: object
+) -> records.Answers:
+    """Answers of FLEET over its split; float32 decides ``differing`` samples otherwise than the first machine does."""
+    rows = []
+    for i, (name, score, _) in enumerate(FLEET):
+        decisions = np.random.default_rng(i).integers(0, 10, SAMPLES)
+        other = differing if i == 0 else 0
+        decisions[:other] += 1
+        found = metric(score - other / SAMPLES)
+        rows.append(
+            records.Answer(
+                name,
+                f"runs/x/{name}.qdeploy.zip",
+                sha(name),
+                "float32" if i == 0 else "ptq",
+                records.Golden(True, 8, 80, 0, 0.0, "close" if i == 0 else "exact"),
+                found,
+                None if i == 0 else Interval(score - FLEET[0][1], score - FLEET[0][1] - 0.003, 0.001),
+                sha(f"{name} {other}"),
+                records.pack_decisions(decisions),
+            )
+        )
+    machine = machine or environment()
+    runtime = f"onnxruntime {machine.onnxruntime} (CPU)"
+    return dataclasses.replace(records.Answers(target, runtime, machine, tuple(rows), "cifar10"), **changes)
+
+
+def fleet() -> list[tuple[str, records.Results | records.Bench | records.Answers]]:
+    """A server, a small ARM board and an emulated old CPU: a bench of the real ones, answers of all three."""
+    board, old = arm(), environment(cpu="QEMU Haswell", isa=("avx2",), emulator="qemu")
+    note = "session.x64quantprecision=1: this CPU's u8 x s8 products saturate, so a slower kernel runs."
+    answers = machine_answers("qemu:Haswell", old)
+    noted = tuple(dataclasses.replace(row, note=note) for row in answers.rows[1:])
+    return [
+        ("server-bench.json", machine_bench(threads=(1, 2))),
+        ("server.json", machine_answers()),
+        ("board-bench.json", machine_bench("ssh://pi@board", board, factor=9.4, threads=(1, 2))),
+        ("board.json", machine_answers("ssh://pi@board", board, differing=3)),
+        ("old.json", dataclasses.replace(answers, rows=(answers.rows[0], *noted))),
+    ]

@@ -25,7 +25,7 @@ def test_a_difference_is_one_only_where_the_interval_excludes_zero() -> None:
 def test_the_ends_of_an_interval_belong_to_it() -> None:
     style = Scores.of(v.metric for v in sample.full().variants)
     touching = sample.variant("a", "ptq", 0.9, 1, base=(0.9, 1), delta=Interval(-0.002, -0.004, 0.0))
-    assert comparison.delta(touching, style).text == "no difference"
+    assert comparison.delta(touching.delta, style).text == "no difference"
     assert comparison.ratio_cell(Interval(1.02, 1.0, 1.04)).text == "no difference"
     assert comparison.ratio_cell(Interval(1.02, 1.001, 1.04)) == Cell("1.02x", "[1.00, 1.04]", "good")
     assert comparison.ratio_cell(Interval(0.8, 0.7, 0.9)).tone == "bad"

@@ -103,3 +103,21 @@ def test_coverage_is_as_wide_as_the_macs() -> None:
         assert drawn == pytest.approx(
             100 * sum(layer.macs for layer in layers if layer.integer == integer) / total, abs=0.1
         )
+
+
+def test_bars_are_as_long_as_the_times_and_one_that_was_not_measured_has_none() -> None:
+    rows = [
+        plots.Bar("fp32", Interval(2.0, 1.9, 2.1), "2.00 ms", "baseline"),
+        plots.Bar("int8", Interval(1.0, 0.9, 1.2), "1.00 ms", "best"),
+        plots.Bar("n" * 200, None, "not measured", "other"),
+    ]
+    drawing = ElementTree.fromstring(plots.bars(rows, "times"))
+    fp32, int8 = (float(e.get("width", 0)) for e in drawing.iter("rect"))
+    assert fp32 / int8 == pytest.approx(2, rel=1e-3)
+    groups = [group for group in drawing.iter("g") if group.get("class")]
+    low, high, *_ = (float(e.get(x, 0)) for e in groups[1].iter("line") for x in ("x1", "x2"))
+    assert (high - low) / int8 == pytest.approx(0.3, rel=1e-2)
+    assert not list(groups[2].iter("rect"))
+    assert max(len(text.text or "") for text in drawing.iter("text")) <= plots.NAME_LETTERS
+    assert groups[2].findtext("title") == "n" * 200 + ": not measured"
+    assert drawing.get("aria-label") == "times"
