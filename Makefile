@@ -2,6 +2,7 @@
 #
 #   make demo    build recipes/digits.yaml, time the bundles, say where the report lies
 #   make test    linters, types, import layers and every test: what CI runs
+#   make emulators    fetch qemu and an ARM64 Python: 140 MB, once (docs/emulated-cpus.md)
 #
 # Where pip should look for packages is pip's own configuration (PIP_EXTRA_INDEX_URL and so on).
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint setup constraints clean
+.PHONY: help demo test lint setup emulators constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +36,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 setup: $(VENV)/.installed-dev
+
+emulators: $(VENV)/.installed
+	$(BIN)/python -m qdeploy.targets._emulators
 
 $(VENV)/.created:
 	@test -n "$(PYTHON)" || { echo "qdeploy needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }

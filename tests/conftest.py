@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tests.emulation"]
 
 
 @pytest.fixture(scope="session", autouse=True)
