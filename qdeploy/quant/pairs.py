@@ -16,6 +16,18 @@ def codes_below(scheme: QScheme, limit: int) -> list[int]:
     return [max((code for code in codes if code <= most), default=codes[0]) for most in range(limit + 1)]
 
 
+@torch.no_grad()
+def widening(steps: Tensor, scheme: QScheme, limit: int) -> Tensor:
+    """What each channel's steps [C_out, ...] are to be divided by so that their pairs come within ``limit``: [C_out].
+
+    At least 1. Steps beyond the scheme count as its outermost codes. Rounding may still carry a pair over by one.
+    """
+    pairs = torch.as_tensor(saturation.pair_indices(tuple(steps.shape)), device=steps.device)
+    reachable = F.pad(steps.clamp(scheme.qmin, scheme.qmax).flatten(1), (0, 1))[:, pairs]
+    sums = torch.maximum(reachable.clamp_min(0).sum(-1), -reachable.clamp_max(0).sum(-1))
+    return (sums.amax(1) / limit).clamp_min(1.0) if sums.numel() else torch.ones(len(steps))
+
+
 def limit_pairs(codes: Tensor, steps: Tensor, scheme: QScheme, limit: int) -> Tensor:
     """``codes`` [C_out, ...] with every pair of one sign moved to where it sums to ``limit`` at most.
 

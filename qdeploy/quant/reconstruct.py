@@ -65,7 +65,12 @@ def reconstruct(
                     layer.weight.set(alone)
                     continue
             lockstep.advance(node)
-            moments = _moments(lockstep, layer, seed) if informed or bias_correction or _fits_memory(layer) else None
+            moments: Moments | None
+            if informed or bias_correction:
+                _require_memory(layer)
+                moments = _moments(lockstep, layer, seed)
+            else:
+                moments = _moments_if_possible(lockstep, layer, seed)
             seen = moments.centred() if moments is not None and bias_correction else moments
             layer.weight.set(rounded(moments=seen, portable=portable))
             if moments is not None and bias_correction:
@@ -86,8 +91,17 @@ def _first_calls(graph_module: fx.GraphModule, placement: Placement) -> dict[fx.
     return found
 
 
+def _moments_if_possible(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments | None:
+    """The moments, where memory and float32 can hold them: nearest rounding can do without."""
+    if not _fits_memory(layer):
+        return None
+    try:
+        return _moments(lockstep, layer, seed)
+    except QDeployError:
+        return None
+
+
 def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments:
-    _require_memory(layer)
     sums = MomentSums(layer.node, seed=seed)
     source = layer.node.args[0]
     assert isinstance(source, fx.Node)

@@ -22,6 +22,7 @@ from qdeploy.core.qtensor import QTensor
 from qdeploy.core.scheme import QScheme
 from qdeploy.quant.fake_quant._functional import along_axis_0, fake_quantize, rounded, straight_through
 from qdeploy.quant.finite import refusal
+from qdeploy.quant.pairs import widening
 from qdeploy.quant.weight_range import symmetric_scale
 
 SETTLED_SHARE = 0.25  # the last part of training in which statistics stand still
@@ -94,7 +95,7 @@ class WeightFakeQuant(FakeQuantModule):
 
     def forward(self, weight: Tensor) -> Tensor:
         """What the layer multiplies by: codes * scale, float32, shaped like ``weight``."""
-        steps, scale = self._steps(weight)
+        steps, scale = self._within_limit(weight)
         return straight_through(steps, self.scheme, *self._window(), self.limit) * along_axis_0(scale, weight)
 
     @torch.no_grad()
@@ -104,10 +105,18 @@ class WeightFakeQuant(FakeQuantModule):
         QDeployError: NaN or infinite weights.
         """
         _refuse_non_finite(weight)
-        steps, scale = self._steps(weight)
+        steps, scale = self._within_limit(weight)
         codes = rounded(steps, self.scheme, self.limit).cpu().numpy().astype(self.scheme.dtype)
         zero_point = np.zeros(len(codes), self.scheme.dtype)
         return QTensor(codes, scale.detach().cpu().numpy().copy(), zero_point, self.scheme, axis=0)
+
+    def _within_limit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """``_steps``, in channels whose pairs would break the limit with a scale as much larger as that takes."""
+        steps, scale = self._steps(weight)
+        if self.limit is None:
+            return steps, scale
+        factor = widening(steps, self.scheme, self.limit)
+        return steps / along_axis_0(factor, steps), scale * factor
 
 
 class ActivationFakeQuant(FakeQuantModule):
