@@ -1,11 +1,14 @@
 """Results pages: run a recipe from nothing, keep its results as JSON, and make the pages from that JSON.
 
     python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--out DIR] [--only-page]
+    python benchmarks/publish.py recipes/cifar10_portable.yaml --places local,qemu:Haswell,local/ort_web --samples 500
 
 Builds the recipe into an empty folder, times the build, times the bundles, and writes docs/results/NAME.json. With
 --out a build that was interrupted goes on where it stood, and the page gives the time of each variant only. Then
 every docs/results/*.md and the table in README.md are made from the JSON files: no number is typed by hand, and
-tests/test_results_pages.py fails if a page and its JSON differ. ``--only-page`` makes the pages and runs nothing.
+tests/test_results_pages.py fails if a page and its JSON differ. ``--only-page`` makes the pages and runs nothing. With
+--places, TARGET or TARGET/RUNTIME each, the integer bundles are asked there as well, the first ``--samples`` samples
+of the evaluation split, and the page compares their answers.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from typing import Any
 
 from qdeploy.core import records
 from qdeploy.core.files import write_atomic, write_json
-from qdeploy.core.records import Results
+from qdeploy.core.records import Answers, Results
+from qdeploy.reports.compare.merge import compare
+from qdeploy.reports.compare.table import compare_markdown
 from qdeploy.reports.terminal import results_markdown
 from qdeploy.reports.verdict import verdict
 from qdeploy.reports.words import environment_line
@@ -39,16 +44,19 @@ def main() -> None:
     parser.add_argument("--threads", default="1")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only-page", action="store_true")
+    parser.add_argument("--places", default="")
+    parser.add_argument("--samples", type=int, default=500)
     arguments = parser.parse_args()
     if not arguments.only_page:
         if arguments.recipe is None:
             parser.error("name a recipe, or give --only-page")
-        run(arguments.recipe, arguments.threads, arguments.out)
+        places = [place for place in arguments.places.split(",") if place]
+        run(arguments.recipe, arguments.threads, arguments.out, places, arguments.samples)
     for path, content in pages().items():
         write_atomic(path, content)
 
 
-def run(recipe: str, threads: str, out: Path | None) -> None:
+def run(recipe: str, threads: str, out: Path | None, places: list[str], samples: int) -> None:
     """Build and bench a recipe, in an empty folder or going on in ``out``, and keep what was measured."""
     build, bench = f"qdeploy build {recipe} --no-bench", f"qdeploy bench runs/NAME --threads {threads} --seconds 5"
     with tempfile.TemporaryDirectory() as folder:
@@ -59,10 +67,28 @@ def run(recipe: str, threads: str, out: Path | None) -> None:
         seconds = time.monotonic() - started if fresh else None
         subprocess.run([*python, "bench", str(out), "--threads", threads, "--seconds", "5"], check=True)
         results = without_histograms(json.loads((out / "results.json").read_text()))
-    commands = [build, bench.replace("NAME", results["name"])]
-    write_json(
-        PAGES / f"{Path(recipe).stem}.json", {"commands": commands, "build_seconds": seconds, "results": results}
-    )
+        commands = [build, bench.replace("NAME", results["name"])]
+        answers = [ask(out, results, place, samples) for place in places]
+    commands += [command.replace(str(out), f"runs/{results['name']}") for command, _ in answers]
+    record: dict[str, Any] = {"commands": commands, "build_seconds": seconds, "results": results}
+    if answers:
+        record["answers"] = [found for _, found in answers]
+    write_json(PAGES / f"{Path(recipe).stem}.json", record)
+
+
+def ask(out: Path, results: dict[str, Any], place: str, samples: int) -> tuple[str, dict[str, Any]]:
+    """The command that asks the integer bundles in a place, and the record that it leaves."""
+    target, _, runtime = place.partition("/")
+    bundles = [str(out / v["bundle"]) for v in results["variants"] if v["integer_mac_share"] > 0]
+    words = ["accuracy", *bundles, "--target", target, "--samples", str(samples)]
+    words += ["--runtime", runtime] if runtime else []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "answers.json")
+        subprocess.run([sys.executable, "-m", "qdeploy", *words, "--json", str(file)], check=True)
+        found: dict[str, Any] = json.loads(file.read_text())
+    for row in found["rows"]:
+        row["bundle"] = Path(row["bundle"]).name
+    return " ".join(["qdeploy", *words]), found
 
 
 def without_histograms(results: dict[str, Any]) -> dict[str, Any]:
@@ -86,11 +112,16 @@ def pages() -> dict[Path, str]:
 
 
 def page(data: dict[str, Any]) -> str:
-    """A results page: verdict, table, commands, build time, machine."""
+    """A results page: verdict, table, answers elsewhere, commands, build time, machine."""
     results = records.from_json(Results, data["results"])
+    answers = [records.from_json(Answers, found) for found in data.get("answers", [])]
     assert results.environment is not None
+    elsewhere = []
+    if answers:
+        compared = compare([(found.target, found) for found in answers])
+        elsewhere = ["## The same bundles elsewhere", "", compare_markdown(compared)]
     return "\n".join([
-        f"# {results.name}", "", f"{verdict(results)}", "", results_markdown(results),
+        f"# {results.name}", "", f"{verdict(results)}", "", results_markdown(results), *elsewhere,
         "```sh", *data["commands"], "```", "",
         f"{build_time(data['build_seconds'])}Machine: {environment_line(results.environment)}.",
         f"Made from {results.created_by}'s results by `python benchmarks/publish.py`.", "",

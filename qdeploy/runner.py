@@ -762,10 +762,22 @@ def exact_products(manifest: Mapping[str, Any]) -> tuple[dict[str, str], str | N
     )
 
 
-def open_bundle(bundle: Mapping[str, Any], threads: int | None = None) -> tuple[ort.InferenceSession, str | None]:
+def open_bundle(
+    bundle: Mapping[str, Any],
+    threads: int | None = None,
+    *,
+    options: Mapping[str, str] | None = None,
+    provider: str | None = None,
+) -> tuple[ort.InferenceSession, str | None]:
     """A session for the bundle that ``read_bundle`` has read, exact on this CPU, and what there is to say of it."""
-    options, note = exact_products(bundle["manifest"])
-    return make_session(bundle["model"], threads, options=options), note
+    exact, note = exact_products(bundle["manifest"])
+    try:
+        return make_session(bundle["model"], threads, options={**exact, **(options or {})}, provider=provider), note
+    except RunnerError as error:
+        hint = (
+            "On this CPU its products would saturate otherwise: build it with portable: true." if exact else error.hint
+        )
+        raise RunnerError(error.message, hint) from None
 
 
 # --------------------------------------------------------------------------------------------------- preprocessing
@@ -1067,11 +1079,10 @@ class Engine:
     def __init__(
         self, bundle: Mapping[str, Any], threads: int, options: Mapping[str, str] | None, provider: str | None
     ) -> None:
-        exact, self.note = exact_products(bundle["manifest"])
         self.provider = provider_name(provider)
         self.name = f"onnxruntime ({self.provider.removesuffix(PROVIDER)})"
         self._model = bundle["model"]
-        self._session = make_session(self._model, threads, options={**exact, **(options or {})}, provider=provider)
+        self._session, self.note = open_bundle(bundle, threads, options=options, provider=provider)
 
     def check(self, feeds: dict[str, np.ndarray]) -> None:
         """RunnerError where something else than was asked for runs the model."""

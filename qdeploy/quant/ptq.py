@@ -15,8 +15,7 @@ from qdeploy.quant import calibration
 from qdeploy.quant.agreement import agree
 from qdeploy.quant.convert import convert, layer_bias
 from qdeploy.quant.placement import Placement
-from qdeploy.quant.portable import breaks
-from qdeploy.quant.reconstruct import reconstruct
+from qdeploy.quant.reconstruct import constrain_layers, reconstruct
 from qdeploy.quant.weights import OBSERVERS, OUTPUT, Solver, quantize_weight
 
 NEAREST = "nearest"  # the one rounding that asks for no calibration data
@@ -57,14 +56,14 @@ def quantize(
         agree(graph_module)
     if not on_data:
         round_weights(graph_module, placement, solve, weight_observer=weight_observer, seed=seed, progress=progress)
-        # Where a layer's codes must change, what it answers decides how.
-        on_data = portable and any(breaks(layer.weight.codes.numpy(), layer.pair_limit) for layer in placement.layers)
-    if on_data:
+    else:
         reconstruct(
             graph_module, placement, batches, solve, weight_observer=weight_observer,
             informed=rounding != NEAREST, bias_correction=bias_correction, learn_ranges=learn_ranges,
             portable=portable, seed=seed, progress=progress,
         )  # fmt: skip
+    if portable:
+        constrain_layers(graph_module, placement, batches, seed=seed)
     convert(graph_module, placement)
 
 

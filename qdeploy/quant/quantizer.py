@@ -135,6 +135,11 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("zero_point", torch.from_numpy(weight.zero_point.copy()))
         self.frozen = True
 
+    @property
+    def tensor(self) -> QTensor:
+        """The codes that ``set`` has given it."""
+        return QTensor(self.codes.numpy(), self.scale.numpy(), self.zero_point.numpy(), self.scheme, axis=0)
+
     def forward(self, weight: Tensor | None = None) -> Tensor:
         """The float weight before codes are set, fake-quantized or not; the dequantized codes after."""
         if not self.frozen:

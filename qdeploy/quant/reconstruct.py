@@ -6,7 +6,6 @@ layer makes up for part of what the earlier ones have lost.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,7 +23,7 @@ from qdeploy.quant.placement import Placement, QuantizedLayer
 from qdeploy.quant.portable import breaks
 from qdeploy.quant.quantizer import ActivationQuantizer
 from qdeploy.quant.ranges import learn_range
-from qdeploy.quant.weights import Solver, quantize_weight
+from qdeploy.quant.weights import Solver, make_portable, quantize_weight
 from qdeploy.runner import memory_bytes
 
 MATRICES = 6  # of the size of the second moment that are held at once while a layer is solved
@@ -39,8 +38,8 @@ def reconstruct(
 
     ``informed``: whether rounding is told what the layer's inputs are. ``bias_correction`` shifts biases so that mean
     outputs stay what they were; rounding then need not care for the means. ``learn_ranges`` sets the activation
-    quantizers' ranges again on the way. ``portable``: see quantize_weight; where that alone is asked for, only layers
-    whose codes it changes are looked at.
+    quantizers' ranges again on the way. ``portable``: see ptq.quantize; codes of rounding that is told nothing are left
+    to ``constrain_layers``.
     """
     lockstep = Lockstep(graph_module, batches)
     layers = {layer.node: layer for layer in placement.layers}
@@ -54,29 +53,47 @@ def reconstruct(
         elif node in layers:
             if progress is not None:
                 progress(layers[node].name)
-            layer, bias = layers[node], layer_bias(graph_module, node)
-            weight = tensor_at(graph_module, layer.weight_path).detach().cpu().numpy()
-            rounded = functools.partial(
-                quantize_weight, weight, bias, layer, solve, observer=weight_observer, informed=informed, seed=seed
-            )
-            if not (informed or bias_correction):
-                alone = rounded()
-                if not (portable and breaks(alone.codes, layer.pair_limit)):
-                    layer.weight.set(alone)
-                    continue
             lockstep.advance(node)
-            moments: Moments | None
-            if informed or bias_correction:
-                _require_memory(layer)
-                moments = _moments(lockstep, layer, seed)
-            else:
-                moments = _moments_if_possible(lockstep, layer, seed)
-            seen = moments.centred() if moments is not None and bias_correction else moments
-            layer.weight.set(rounded(moments=seen, portable=portable))
+            layer, weight = layers[node], _weight(graph_module, layers[node])
+            moments = _moments(lockstep, layer, seed) if informed or bias_correction else None
+            seen = moments if informed else None
+            if seen is not None and bias_correction:
+                seen = seen.centred()
+            layer.weight.set(quantize_weight(
+                weight, layer_bias(graph_module, node), layer, solve, observer=weight_observer, moments=seen,
+                portable=portable and (informed or bias_correction), seed=seed,
+            ))  # fmt: skip
             if moments is not None and bias_correction:
                 lockstep.shift[node] = _shift(graph_module, layer, weight, moments)
     for node, shift in lockstep.shift.items():
         shift_bias(graph_module, node, shift.cpu().numpy())
+
+
+def constrain_layers(
+    graph_module: fx.GraphModule, placement: Placement, batches: Sequence[Tensor | tuple[Tensor, ...]], *, seed: int = 0
+) -> None:
+    """Change the codes of layers in which a pair can saturate, in place, as little as their outputs allow.
+
+    All weight quantizers have codes already. Two layers that read one weight, and have the same codes, keep one.
+    """
+    offending = [layer for layer in placement.layers if breaks(layer.weight.codes.numpy(), layer.pair_limit)]
+    if not offending:
+        return
+    lockstep = Lockstep(graph_module, batches)
+    made: dict[tuple[str, bytes], QuantizedLayer] = {}
+    for layer in offending:
+        twin = made.setdefault((layer.weight_path, layer.weight.codes.numpy().tobytes()), layer)
+        if twin is not layer and twin.pair_limit == layer.pair_limit:
+            layer.weight.set(twin.weight.tensor)
+            continue
+        lockstep.advance(layer.node)
+        moments = _moments_if_possible(lockstep, layer, seed)
+        make_portable(_weight(graph_module, layer), layer_bias(graph_module, layer.node), layer, moments)
+
+
+def _weight(graph_module: fx.GraphModule, layer: QuantizedLayer) -> np.ndarray:
+    weight: np.ndarray = tensor_at(graph_module, layer.weight_path).detach().cpu().numpy()
+    return weight
 
 
 def _first_calls(graph_module: fx.GraphModule, placement: Placement) -> dict[fx.Node, ActivationQuantizer]:
@@ -102,6 +119,7 @@ def _moments_if_possible(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -
 
 
 def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments:
+    _require_memory(layer)
     sums = MomentSums(layer.node, seed=seed)
     source = layer.node.args[0]
     assert isinstance(source, fx.Node)

@@ -31,20 +31,20 @@ DAMPING = 0.1
 
 def quantize_weight(
     weight: Float32, bias: Float32 | None, layer: QuantizedLayer, solve: Solver, *, observer: str,
-    moments: Moments | None = None, informed: bool = True, portable: bool = False, seed: int = 0,
+    moments: Moments | None = None, portable: bool = False, seed: int = 0,
 ) -> QTensor:  # fmt: skip
     """A layer's weight [C_out, ...] as codes with a scale for each output channel.
 
-    Without ``moments`` of the layer's inputs, or not ``informed`` of them, ``observer`` and ``solve`` see the weight
-    alone. With them they see the weights that on quantized inputs come closest to the float32 layer, and the scales are
-    fitted to the codes at last. ``portable``: no pair of the codes can saturate (portable.py), judged by the moments.
+    Without ``moments`` of the layer's inputs, ``observer`` and ``solve`` see the weight alone. With them they see the
+    weights that on quantized inputs come closest to the float32 layer, and the scales are fitted to the codes at last.
+    ``portable``: no pair of the codes can saturate (portable.py).
     ``bias`` [C_out] or None is what int32 has to hold beside the products: a scale too small for it is raised.
     QDeployError names the layer.
     """
     scheme = layer.weight.scheme
     try:
         second = None if moments is None else moments.second
-        if moments is None or not informed:
+        if moments is None:
             target = weight
             scale = _guarded(weight_range.symmetric_scale(weight, scheme, observer=observer), weight, bias, layer)
             codes = solve(weight, scale, scheme, seed=seed)
@@ -52,15 +52,37 @@ def quantize_weight(
             target = moments.target(weight, DAMPING)
             scale = _guarded(_informed_scale(target, layer, observer, moments), target, bias, layer)
             codes = solve(target, scale, scheme, second_moment=second, seed=seed)
-        limit = layer.pair_limit if portable else None
-        constrained = breaks(codes, limit)
-        if constrained:
-            codes, scale = constrain(target, codes, scale, scheme, limit, second)  # type: ignore[arg-type]
-        if second is not None and (informed or constrained):
-            scale = np.maximum(fitted_scale(target, codes, scale, second), smallest_scale(codes, bias, layer))
+        made = QTensor(codes, scale, np.zeros(scale.shape, scheme.dtype), scheme, axis=0)
+        if portable:
+            made = within_limit(target, made, layer, second)
+        return made if second is None else _fitted(target, made, bias, layer, second)
     except QDeployError as error:
         raise QDeployError(f"Quantizing the weight of {layer.name!r}: {error.message}", error.hint) from None
-    return QTensor(codes, scale, np.zeros(scale.shape, scheme.dtype), scheme, axis=0)
+
+
+def make_portable(weight: Float32, bias: Float32 | None, layer: QuantizedLayer, moments: Moments | None) -> None:
+    """Change the codes that a layer has, which stand for ``weight``, so that no pair of them can saturate, in place."""
+    second = None if moments is None else moments.second
+    made = within_limit(weight, layer.weight.tensor, layer, second)
+    layer.weight.set(made if second is None else _fitted(weight, made, bias, layer, second))
+
+
+def within_limit(target: Float32, made: QTensor, layer: QuantizedLayer, second: NDArray[Any] | None) -> QTensor:
+    """``made``, or where a pair of its codes breaks the layer's limit, what comes closest and does not."""
+    limit = layer.pair_limit
+    if limit is None or not breaks(made.codes, limit):
+        return made
+    codes, scale = constrain(target, made.codes, made.scale, made.scheme, limit, second)
+    return QTensor(codes, scale, made.zero_point, made.scheme, axis=0)
+
+
+def _fitted(
+    target: Float32, made: QTensor, bias: Float32 | None, layer: QuantizedLayer, second: NDArray[Any]
+) -> QTensor:
+    """The same codes with the scales that suit them best, as far as the int32 bias allows."""
+    scale = fitted_scale(target, made.codes, made.scale, second)
+    scale = np.maximum(scale, smallest_scale(made.codes, bias, layer))
+    return QTensor(made.codes, scale, made.zero_point, made.scheme, axis=0)
 
 
 def _informed_scale(target: Float32, layer: QuantizedLayer, observer: str, moments: Moments) -> Float32:
