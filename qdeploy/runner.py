@@ -882,6 +882,8 @@ def make_feeds(manifest: dict[str, Any], raw: dict[str, np.ndarray]) -> dict[str
     """What the model is fed, by input name, from raw batches by input name."""
     feeds = {}
     for entry in manifest["inputs"]:
+        if entry["name"] not in raw:
+            raise RunnerError(f"{manifest['name']} needs the input {entry['name']!r}, not {', '.join(raw) or 'none'}.")
         feeds[entry["name"]] = preprocess(raw[entry["name"]], entry["preprocessing"])
     return feeds
 

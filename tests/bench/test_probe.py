@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
 from qdeploy import runner
@@ -21,3 +24,30 @@ def test_products_are_exact_where_the_cpu_has_vnni_or_is_an_arm():
         assert runner.saturates() is False
     else:
         assert runner.saturates() in (True, False)
+
+
+def test_the_timed_model_is_int8_and_does_not_compute_nothing():
+    session = ort.InferenceSession(probe.small_int8_model(), providers=["CPUExecutionProvider"])
+    codes = np.random.default_rng(0).integers(0, 256, session.get_inputs()[0].shape, np.uint8)
+    (result,) = session.run(None, {"x0": codes})
+    assert result.dtype == np.uint8
+    assert result.shape == codes.shape
+    assert 0 < np.count_nonzero(result) < result.size
+
+
+def test_a_slowdown_is_the_ratio_of_two_times_of_one_model():
+    found = probe.slowdown(2, 1)
+    assert (found.default_threads, found.allowed_threads) == (2, 1)
+    assert found.default_ms > 0
+    assert found.allowed_ms > 0
+    assert found.ratio == found.default_ms / found.allowed_ms
+
+
+def test_where_calls_take_long_no_second_round_is_begun(monkeypatch):
+    """Dozens of threads on one core: each block takes its share, and there is only one."""
+    blocks = []
+    monkeypatch.setattr(
+        runner, "time_block", lambda call, seconds: blocks.append(seconds) or time.sleep(0.6) or [10**9]
+    )
+    assert probe.slowdown(64, 1).default_ms == 1000
+    assert len(blocks) == 2
