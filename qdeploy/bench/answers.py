@@ -13,9 +13,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from qdeploy import runner
+from qdeploy.bench.schedule import golden_of
 from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError
-from qdeploy.core.records import Answer, Answers, Environment, Golden, from_json, pack_decisions
+from qdeploy.core.records import Answer, Answers, Environment, from_json, pack_decisions
 from qdeploy.runtimes._errors import qdeploy_errors
 from qdeploy.targets._base import open_target
 from qdeploy.verify.evaluate import Evaluation, difference, fingerprint, judge
@@ -134,9 +135,7 @@ def _judge(worker: Any, manifest: Mapping[str, Any], split: Split, report: Calla
 
 
 def _row(bundle: Path, opened: Mapping[str, Any], facts: Mapping[str, Any]) -> Answer:
-    manifest, seen = opened["manifest"], facts["golden"]
-    keys = ("passed", "samples", "values", "differing", "max_difference", "comparison")
-    golden = Golden(**{key: seen[key] for key in keys})
+    manifest, golden = opened["manifest"], golden_of(facts)
     return Answer(manifest["name"], str(bundle), opened["sha256"], manifest["method"], golden, note=facts["note"])
 
 

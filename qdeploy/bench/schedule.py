@@ -7,8 +7,9 @@ generations of processes follow each other, because a process's memory layout is
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from qdeploy.bench import stats
 from qdeploy.bench.subject import Subject, choose_baseline, read_subjects
 from qdeploy.bench.traps import DOT_PRODUCT, X86, machine_traps
 from qdeploy.core.errors import QDeployError
-from qdeploy.core.records import Bench, BenchRow, Environment, Interval, Latency, from_json
+from qdeploy.core.records import Bench, BenchRow, Environment, Golden, Interval, Latency, from_json
 from qdeploy.runtimes._errors import qdeploy_errors
 from qdeploy.targets._base import open_target
 
@@ -217,7 +218,13 @@ def _row(one: Run, base: Run | None) -> BenchRow:
     subject = one.subject
     latency = _withheld(one) if one.emulator else _latency(one, base)
     metric, share = subject.metric, subject.integer_mac_share
-    return BenchRow(subject.name, str(subject.path), subject.size_bytes, metric, share, latency)
+    golden = golden_of(one.loaded)
+    return BenchRow(subject.name, str(subject.path), subject.size_bytes, metric, share, latency, golden)
+
+
+def golden_of(loaded: Mapping[str, Any]) -> Golden:
+    """What a worker's reply to "load" says of the golden vectors."""
+    return Golden(**{field.name: loaded["golden"][field.name] for field in dataclasses.fields(Golden)})
 
 
 def _latency(one: Run, base: Run | None) -> Latency:

@@ -168,6 +168,18 @@ class Results:
 
 
 @dataclass(frozen=True, slots=True)
+class Golden:
+    """How a bundle's golden outputs compared: ``differing`` of ``values``, over ``samples`` samples."""
+
+    passed: bool
+    samples: int
+    values: int
+    differing: int
+    max_difference: float
+    comparison: str  # "exact" or "close"
+
+
+@dataclass(frozen=True, slots=True)
 class BenchRow:
     """One bundle at one setting."""
 
@@ -177,6 +189,7 @@ class BenchRow:
     metric: Metric | None  # copied from the bundle's manifest
     integer_mac_share: float | None
     latency: Latency
+    golden: Golden | None = None  # of the first samples, as many as one call took
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,18 +202,6 @@ class Bench:
     rows: tuple[BenchRow, ...]
     warnings: tuple[str, ...] = field(default=())
     schema: str = BENCH_SCHEMA
-
-
-@dataclass(frozen=True, slots=True)
-class Golden:
-    """How a bundle's golden outputs compared: ``differing`` of ``values``, over ``samples`` samples."""
-
-    passed: bool
-    samples: int
-    values: int
-    differing: int
-    max_difference: float
-    comparison: str  # "exact" or "close"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.core.records import Answers, Bench, Latency, Results
+from qdeploy.core.records import Answer, Answers, Bench, Latency, Results
 from qdeploy.reports import words
 from qdeploy.reports.compare import answers
 from qdeploy.reports.compare.comparability import warnings_about
@@ -60,6 +60,12 @@ def _part(source: str, record: Results | Bench | Answers, benched: Collection[La
             record.environment,
             tuple(Bundle(row.name, row.latency.bundle_sha256, row.size_bytes, row.metric) for row in record.rows),
             tuple((row.latency.bundle_sha256, row.latency) for row in record.rows),
+            answers=tuple(
+                Answer(row.name, row.bundle, row.latency.bundle_sha256, "", row.golden)
+                for row in record.rows
+                if row.golden
+            ),
+            runtime=record.rows[0].latency.runtime if record.rows else "",
             baseline=next(iter(bases), None),
             warnings=record.warnings,
         )

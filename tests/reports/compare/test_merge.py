@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.core.records import Answers, Bench, Interval, Results
+from qdeploy.core.records import Answers, Bench, Golden, Interval, Results
 from qdeploy.reports.compare.facts import Comparison, joined
 from qdeploy.reports.compare.merge import compare
 from tests.reports import sample
@@ -286,3 +286,11 @@ def test_decisions_that_cannot_be_read_name_their_file() -> None:
 
 def test_names_are_joined_once_each() -> None:
     assert [joined("a"), joined("ab"), joined("abcb")] == ["a", "a and b", "a, b and c"]
+
+
+def test_wrong_answers_that_a_bench_saw_are_said_first() -> None:
+    bench = sample.machine_bench("ssh://board")
+    wrong = Golden(False, 1, 10, 3, 0.5, "exact")
+    rows = (bench.rows[0], dataclasses.replace(bench.rows[1], golden=wrong), *bench.rows[2:])
+    found = compare([("a.json", dataclasses.replace(bench, rows=rows))])
+    assert any("3 of 10 golden values differ" in alert for alert in found.alerts)
