@@ -47,16 +47,16 @@ def command(
     outputs = {"--markdown": markdown_file, "--json": json_file, "--html": html_file}
     _check_outputs(outputs, list(read))
     compared = compare([(str(file), record) for file, record in read.values()])
-    console = Console()
-    console.print(table.compare_table(compared))
-    for sentence in summary(compared):
-        console.print(sentence, highlight=False, markup=False)
     if markdown_file is not None:
         write_atomic(markdown_file, table.compare_markdown(compared))
     if json_file is not None:
         records.save(compared, json_file)
     if html_file is not None:
         page.write(compared, html_file)
+    console = Console()
+    console.print(table.compare_table(compared))
+    for sentence in summary(compared):
+        console.print(sentence, highlight=False, markup=False)
     for option, file in outputs.items():
         if file is not None:
             console.print(f"{option.removeprefix('--')}: {file}", soft_wrap=True, highlight=False, markup=False)

@@ -105,8 +105,12 @@ def _decisions(text: str, name: str, source: str) -> NDArray[np.int32]:
 
 def alerts(outcomes: Iterable[Verified], names: Mapping[str, str]) -> list[str]:
     """What must be said first: golden vectors that do not come out."""
+    outcomes = list(outcomes)
+    runtimes = {machine: {one.runtime for one in outcomes if one.machine == machine} for machine in
+                {one.machine for one in outcomes}}  # fmt: skip
     return [
-        f"{names[one.bundle_sha256]} gives other answers on {one.machine} than where it was built: "
+        f"{names[one.bundle_sha256]} gives other answers on {one.machine}"
+        f"{f' in {one.runtime}' if len(runtimes[one.machine]) > 1 else ''} than where it was built: "
         f"{one.golden.differing:,} of {one.golden.values:,} golden values differ, by up to "
         f"{one.golden.max_difference:.3g}."
         for one in outcomes
