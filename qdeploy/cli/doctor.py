@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-import sysconfig
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from qdeploy.bench.system import Clock
     from qdeploy.bench.traps import Trap
-    from qdeploy.core.records import Environment
 
 PACKAGES = ("onnxruntime", "onnx", "numpy", "torch", "torchvision")
 
@@ -45,14 +44,15 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print the same
 
     facts = examine()
     if as_json:
-        plain = {**facts, "environment": to_json(facts["environment"]), "traps": [to_json(t) for t in facts["traps"]]}
-        typer.echo(json.dumps(plain, indent=2))
+        typer.echo(json.dumps(facts, indent=2, default=to_json))
         return
     console = Console()
     for title, table in (
         ("Machine", _machine(facts)),
         (f"Instruction sets for int8 ({facts['environment'].architecture})", _sets(facts)),
         ("Software", _software(facts)),
+        ("Runtimes (--runtime)", _plugins("runtime", facts["runtimes"])),
+        ("Targets (--target)", _plugins("target", facts["targets"])),
         ("Known traps here", _traps(facts["traps"])),
     ):
         console.print(title, style="bold")
@@ -61,74 +61,66 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print the same
 
 
 def examine() -> dict[str, Any]:
-    """What doctor says: {"environment", "versions", "providers", "default_threads", "saturates", "traps"}."""
+    """What doctor says, by what it says it of. Takes half a second, and up to a few where threads fight for a core."""
     import os
 
     import onnxruntime
 
     from qdeploy import runner
-    from qdeploy.bench import probe
-    from qdeploy.bench.traps import machine_traps, variable_traps
+    from qdeploy.bench import probe, system, traps
     from qdeploy.core.records import Environment, from_json
 
+    load = system.load()  # before this process keeps cores busy itself
     environment = from_json(Environment, runner.environment(), "environment")
-    default_threads, saturates = probe.default_threads(), runner.saturates()
-    traps = [
-        *machine_traps(environment),
-        *measured_traps(environment, default_threads=default_threads, saturates=saturates),
-        *variable_traps(environment, os.environ),
-        *build_traps(onnxruntime.get_build_info(), onnxruntime_distributions()),
-    ]
+    quota, clocks = runner.cgroup_quota(), system.clocks()
+    default, allowed, saturates = probe.default_threads(), environment.cores_allowed, runner.saturates()
+    slowdown = None
+    if default is not None and default > allowed and not environment.emulator:
+        slowdown = probe.slowdown(default, allowed)
     return {
         "environment": environment,
+        "quota": quota,
+        "load": load,
+        "clocks": clocks,
+        "turbo": system.turbo(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
-        "providers": onnxruntime.get_available_providers(),
-        "default_threads": default_threads,
+        "providers": providers(onnxruntime.get_available_providers()),
+        "runtimes": missing("runtime"),
+        "targets": missing("target"),
+        "default_threads": default,
+        "slowdown": slowdown,
         "saturates": saturates,
-        "traps": traps,
+        "traps": [
+            *traps.cpu_traps(environment),
+            *traps.measured_traps(environment, default_threads=default, saturates=saturates, slowdown=slowdown),
+            *traps.core_traps(environment, quota=quota, load=load),
+            *traps.clock_traps(clocks),
+            *traps.variable_traps(environment, os.environ),
+            *traps.build_traps(onnxruntime.get_build_info(), onnxruntime_distributions()),
+        ],
     }
 
 
-def measured_traps(environment: Environment, *, default_threads: int | None, saturates: bool) -> list[Trap]:
-    """The traps that running onnxruntime has shown."""
-    from qdeploy.bench.traps import Trap
+def providers(names: list[str]) -> list[str]:
+    """The names that ``--provider`` takes for onnxruntime's providers ``names``, the default one first."""
+    from qdeploy import runner
 
-    traps = []
-    allowed = environment.cores_allowed
-    if default_threads is not None and default_threads > allowed:
-        traps.append(
-            Trap(
-                f"onnxruntime by itself starts {default_threads} threads, but {allowed} of {environment.cores_present} "
-                f"cores are allowed ({environment.cores_reason}): int8 models can become many times slower.",
-                f"qdeploy and run.py set {allowed}; in code of your own, set intra_op_num_threads={allowed}.",
-            )
-        )
-    if saturates:
-        traps.append(
-            Trap(
-                "Products of uint8 activations and int8 weights saturate here: a full-range int8 model gives other "
-                "answers than elsewhere.",
-                "Check bundles with `run.py selftest`; weights of 7 bits never saturate.",
-            )
-        )
-    return traps
+    short = [name.removesuffix(runner.PROVIDER) for name in names]
+    return sorted(short, key=lambda name: name != "CPU")
 
 
-def build_traps(build_info: str, distributions: list[str]) -> list[Trap]:
-    """The traps that lie in how Python and onnxruntime were built and installed."""
-    from qdeploy.bench.traps import Trap
+def missing(kind: str) -> dict[str, str]:
+    """What every runtime or target lacks here, by name: what its plugin's ``require()`` raises, else nothing, ""."""
+    from qdeploy.core import plugins
+    from qdeploy.core.errors import QDeployError
 
-    traps = []
-    if "build type=Release" not in build_info:
-        traps.append(Trap(f"onnxruntime is no release build ({build_info}).", "Install the package from the registry."))
-    if len(distributions) > 1:
-        what = f"{' and '.join(distributions)} are installed together: they overwrite each other's files."
-        traps.append(Trap(what, "Uninstall them all, then install one."))
-    if sysconfig.get_config_var("Py_DEBUG"):
-        traps.append(Trap("This Python is a debug build: small models are timed too slow.", "Use a release build."))
-    if sys.maxsize < 2**32:
-        traps.append(Trap("This Python is a 32-bit one: the fast int8 kernels are missing.", "Use a 64-bit system."))
-    return traps
+    found = dict.fromkeys(plugins.names(kind), "")
+    for name in found:
+        try:
+            getattr(plugins.load(kind, name), "require", lambda: None)()
+        except QDeployError as error:
+            found[name] = f"{error.message} {error.hint}".strip()
+    return found
 
 
 def onnxruntime_distributions() -> list[str]:
@@ -147,17 +139,31 @@ def _version(name: str) -> str | None:
 def _machine(facts: dict[str, Any]) -> Table:
     from qdeploy.reports import words
 
-    environment = facts["environment"]
-    default = facts["default_threads"]
+    environment, default, load = facts["environment"], facts["default_threads"], facts["load"]
     cores = f"{environment.cores_allowed} allowed of {environment.cores_present} present ({environment.cores_reason})"
     return _grid(
         ("CPU", environment.cpu),
         ("cores", cores + (f"; onnxruntime's default: {default} threads" if default else "")),
+        ("cores in use", f"{load.busy:.1f} of {load.cores} by other programs" if load else "not reported"),
         ("memory", words.size(environment.memory_bytes)),
-        ("governor", environment.governor or "not reported (a virtual machine, or no frequency scaling)"),
+        ("clock", _clock(facts["clocks"], facts["turbo"])),
         ("emulated", environment.emulator or "no"),
         ("system", environment.system),
     )
+
+
+def _clock(clocks: list[Clock], turbo: bool | None) -> str:
+    """In words: "powersave (intel_pstate, balance_performance), up to 3.4 GHz; turbo off"."""
+    from qdeploy.bench.traps import gigahertz
+
+    if not clocks:
+        return "not reported (a virtual machine, or no frequency scaling)"
+    parts = []
+    for clock in clocks:
+        by = ", ".join(filter(None, (clock.driver, clock.preference)))
+        limit = f", up to {gigahertz(clock.limit)}" if clock.limit else ""
+        parts.append(f"{clock.governor} ({by}){limit}" + (f" on {clock.cpus} CPUs" if len(clocks) > 1 else ""))
+    return "; ".join(parts + ([] if turbo is None else [f"turbo {'on' if turbo else 'off'}"]))
 
 
 def _sets(facts: dict[str, Any]) -> Table:
@@ -169,8 +175,10 @@ def _sets(facts: dict[str, Any]) -> Table:
         present = next((flag for flag in flags if flag in environment.isa), "")
         state = "[green]yes[/]" if present else "[dim]no[/]" if environment.isa else "[dim]unknown[/]"
         rows.append((name, state, present, meaning))
-    measured = ("[red]saturate[/]", "other answers than elsewhere") if facts["saturates"] else ("[green]exact[/]", "")
-    rows.append(("u8 x s8 products", measured[0], "measured", measured[1]))
+    saturates = facts["saturates"]
+    state = "[yellow]saturate[/]" if saturates else "[green]exact[/]"
+    meaning = "portable bundles are exact, others get slower kernels" if saturates else ""
+    rows.append(("u8 x s8 products", state, "measured", meaning))
     return _grid(*rows)
 
 
@@ -183,7 +191,20 @@ def _software(facts: dict[str, Any]) -> Table:
     return _grid(
         ("Python", f"{platform.python_version()} ({sys.executable})"),
         ("packages", versions),
-        ("providers", ", ".join(facts["providers"])),
+        ("providers", ", ".join(facts["providers"]) + " (--provider)"),
+    )
+
+
+def _plugins(kind: str, missing: dict[str, str]) -> Table:
+    from rich.markup import escape
+
+    from qdeploy.core import plugins
+
+    return _grid(
+        *(
+            (name, "[dim]no[/]" if lack else "[green]yes[/]", escape(lack or plugins.summary(kind, name)))
+            for name, lack in missing.items()
+        )
     )
 
 

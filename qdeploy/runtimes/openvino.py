@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,12 @@ class Runtime:
         except RuntimeError as error:
             raise QDeployError(f"OpenVINO failed to run the model: {_reason(error)}") from error
         return {name: results[name].copy() for name in wanted}
+
+    @staticmethod
+    def require() -> None:
+        """QDeployError: OpenVINO is not installed here. Looks for it without importing it."""
+        if importlib.util.find_spec("openvino") is None:
+            raise QDeployError("OpenVINO is not installed here.", 'Run pip install "qdeploy[openvino]".')
 
     def describe(self) -> str:
         """The runtime, its version and the device: "openvino 2026.4.1 (CPU)"."""

@@ -77,6 +77,12 @@ class Runtime:
         peak: int = self._node.ask("peak", {})[0]["bytes"]
         return peak
 
+    @staticmethod
+    def require() -> None:
+        """QDeployError: there is no Node here, or no onnxruntime-web."""
+        find_node()
+        find_package()
+
     def describe(self) -> str:
         """The runtime, its version and where it runs: "onnxruntime-web 1.30.0 (WASM, Node 20.20.2)"."""
         return f"{PACKAGE} {self._versions['ort']} (WASM, Node {self._versions['node']})"

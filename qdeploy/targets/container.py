@@ -55,6 +55,11 @@ class Target(Place):
         self._run: list[str] = []
         self._refused: QDeployError | None = None
 
+    @staticmethod
+    def require() -> None:
+        """QDeployError: there is no Docker and no Podman here that works."""
+        find_engine()
+
     def open(self, bundle: Path, *, name: str, runtime: str = "onnxruntime") -> WorkerProcess:
         """Start a container that will run ``bundle``, called ``name`` in errors. QDeployError: it cannot."""
         script = stand_alone_worker(runtime, self.name)

@@ -31,8 +31,7 @@ class Target(Place):
     def __init__(self, address: str = "") -> None:
         if not address:
             raise QDeployError("The target 'qemu' needs a CPU.", "For example: --target qemu:cortex-a72.")
-        if sys.platform != "linux":
-            raise QDeployError("CPUs are emulated on Linux only.", "Use a machine that has one: --target ssh://HOST.")
+        self.require()
         self.name = f"qemu:{address}"
         emulators = _emulators.find()
         architecture, self._cpu = _model(address, emulators)
@@ -43,6 +42,13 @@ class Target(Place):
         else:
             self.python = [*emulated, sys.executable, "-P"]
             self._check_x86()
+
+    @staticmethod
+    def require() -> None:
+        """QDeployError: the emulators are not here, or cannot be."""
+        if sys.platform != "linux":
+            raise QDeployError("CPUs are emulated on Linux only.", "Use a machine that has one: --target ssh://HOST.")
+        _emulators.find()
 
     def open(self, bundle: Path, *, name: str, runtime: str = "onnxruntime") -> WorkerProcess:
         """Start the process that will run ``bundle``, called ``name`` in errors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 from qdeploy.core.errors import QDeployError
@@ -48,6 +49,12 @@ class Target(Place):
         self._sent: dict[str, str] = {}  # the files there: path by name
         self._found = ""  # the Python there
         self._refused: QDeployError | None = None
+
+    @staticmethod
+    def require() -> None:
+        """QDeployError: there is no ssh here."""
+        if shutil.which("ssh") is None:
+            raise QDeployError("OpenSSH's client, ssh, is not installed here.", "Install openssh.")
 
     def open(self, bundle: Path, *, name: str, runtime: str = "onnxruntime") -> WorkerProcess:
         """Start a process there that will run ``bundle``, called ``name`` in errors. QDeployError: it cannot.

@@ -64,7 +64,7 @@ def test_this_machine_can_be_asked():
 
 @pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="cores in use are counted in /proc/stat")
 def test_a_busy_core_is_seen_where_this_process_may_run_and_only_there():
-    """A program that never rests, on one core. Other tests may keep the others busy, so the core next to it says little."""
+    """A program that never rests, on the one core that is looked at. Who else is busy on the others is not known."""
     core = min(os.sched_getaffinity(0))
     spin = f"import os; os.sched_setaffinity(0, {{{core}}}); print(flush=True)\nwhile True: pass"
     look = (
