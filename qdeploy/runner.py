@@ -107,13 +107,19 @@ def environment() -> dict[str, Any]:
         "cores_allowed": allowed,
         "cores_reason": reason,
         "memory_bytes": memory_bytes(),
-        "governor": _read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        "governor": governor(),
         "emulator": emulator(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "onnxruntime": ort.__version__,
         "numpy": np.__version__,
     }
+
+
+def governor(folder: str = "/sys/devices/system/cpu/cpu0/cpufreq") -> str | None:
+    """How the clock is chosen, with the driver where the CPU does that by itself: there, "powersave" is not slow."""
+    name, driver = (_read_text(Path(folder, f"scaling_{what}")).strip() for what in ("governor", "driver"))
+    return f"{name} ({driver})" if name and driver in ("intel_pstate", "amd-pstate-epp") else name or None
 
 
 def memory_bytes() -> int:

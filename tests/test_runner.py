@@ -75,6 +75,14 @@ def test_qemu_is_noticed_and_the_host_is_not_taken_for_what_it_emulates(emulator
     assert environment["cpu"] not in Path("/proc/cpuinfo").read_text().split("\t: ")
 
 
+def test_powersave_is_said_with_the_driver_where_the_cpu_sets_its_own_clock(tmp_path):
+    assert runner.governor(str(tmp_path)) is None
+    (tmp_path / "scaling_governor").write_text("powersave\n")
+    assert runner.governor(str(tmp_path)) == "powersave"
+    (tmp_path / "scaling_driver").write_text("intel_pstate\n")
+    assert runner.governor(str(tmp_path)) == "powersave (intel_pstate)"
+
+
 # --------------------------------------------------------------------------------------------------- allowed cores
 
 

@@ -32,6 +32,7 @@ Progress = Callable[[str, float], None]  # what is being done, share of the whol
 
 WARM_UP_SECONDS = 3.0  # at most, a bundle and setting
 SECONDS_FOR_PROCESSES = 1.0
+STALLED = 1.5  # a mean that is so many times the p50 tells of threads that waited for a core
 NOISY = 0.10  # an interval wider than this share of its p50 is worth a warning
 
 
@@ -290,8 +291,8 @@ def _setting_warnings(done: Sequence[Run], environment: Environment) -> list[str
 
 
 def _answer_hint(environment: Environment) -> str:
-    saturates = environment.architecture in X86 and not set(environment.isa) & set(DOT_PRODUCT)
-    if saturates:
+    isa = set(environment.isa)
+    if environment.architecture in X86 and "avx2" in isa and not isa & set(DOT_PRODUCT):
         return "CPUs without VNNI saturate full-range int8 weights: build it with portable: true."
     return "Do not deploy it here before you know why."
 
@@ -302,6 +303,9 @@ def _noise_warnings(done: Sequence[Run], rows: Sequence[BenchRow]) -> list[str]:
         for row in rows
         if row.latency.calls and row.latency.p50_ms.high - row.latency.p50_ms.low > NOISY * row.latency.p50_ms.value
     }
+    stalled = sorted(
+        {row.name for row in rows if row.latency.calls and _mean_ms(row) > STALLED * row.latency.p50_ms.value}
+    )
     unsettled = {one.subject.name for one in done if not one.steady} - noisy
     warnings = []
     if noisy:
@@ -309,9 +313,18 @@ def _noise_warnings(done: Sequence[Run], rows: Sequence[BenchRow]) -> list[str]:
             f"Noisy: the p50 of {', '.join(sorted(noisy))} is uncertain by more than {NOISY:.0%}. Stop other programs, "
             "pin this one (taskset), or raise --seconds."
         )
+    if stalled:
+        warnings.append(
+            f"Stalls: the mean time of a call of {', '.join(stalled)} is more than {STALLED:g} times its p50: some "
+            "calls wait for a core. Use fewer --threads, or stop other programs; the throughput shows what that costs."
+        )
     if unsettled:
         warnings.append(
             f"The times of {', '.join(sorted(unsettled))} had not settled when the warm-up ended after "
             f"{WARM_UP_SECONDS:g} seconds. Stop other programs, or raise --seconds."
         )
     return warnings
+
+
+def _mean_ms(row: BenchRow) -> float:
+    return 1e3 * row.latency.batch / row.latency.throughput_per_s

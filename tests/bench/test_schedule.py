@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,15 @@ def test_nothing_to_measure_and_a_bad_bundle_are_errors(tmp_path):
     (tmp_path / "bad.qdeploy.zip").write_bytes(b"x")
     with pytest.raises(QDeployError, match="not a valid bundle: it is not a zip"):
         run([tmp_path / "bad.qdeploy.zip"])
+
+
+def test_stalls_that_a_median_hides_are_warned_about(pair):
+    from qdeploy.bench import schedule
+
+    bench = run(pair[:1], threads=[1], seconds=0.1)
+    (row,) = bench.rows
+    slow = dataclasses.replace(row.latency, throughput_per_s=1e3 / (2 * row.latency.p50_ms.value))
+    steady = dataclasses.replace(row.latency, throughput_per_s=1e3 / row.latency.p50_ms.value)
+    for latency, said in ((slow, True), (steady, False)):
+        warnings = schedule._noise_warnings([], [dataclasses.replace(row, latency=latency)])
+        assert any(warning.startswith("Stalls: the mean time of a call of fp32") for warning in warnings) == said
