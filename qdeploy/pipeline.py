@@ -390,6 +390,7 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
             differing_codes=proof["differing_codes"],
             layers=tuple(records.from_json(Layer, layer) for layer in proof["layers"]),
             seconds=json.loads((folders[f"{name}/model"] / "layers.json").read_text())["seconds"],
+            unportable=sum(map(len, proof["portability"].values())) if proof["integer_mac_share"] else None,
         ))  # fmt: skip
     return Results(name=recipe.name, baseline=recipe.baseline, variants=tuple(variants), dataset=recipe.data.name,
                    created_by=f"qdeploy {__version__}")  # fmt: skip

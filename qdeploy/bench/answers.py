@@ -5,6 +5,7 @@ Nothing is timed, so this is as good on an emulated CPU as on a real one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from qdeploy import runner
 from qdeploy.bench.schedule import golden_of
 from qdeploy.core import plugins
-from qdeploy.core.errors import QDeployError
+from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.core.records import Answer, Answers, Environment, from_json, pack_decisions
 from qdeploy.runtimes._errors import qdeploy_errors
 from qdeploy.targets._base import open_target
@@ -26,12 +27,13 @@ Progress = Callable[[str, float], None]  # whose answers are asked for, share of
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The samples that a bundle is to be judged by."""
+    """The samples that a bundle is to be judged by; ``fingerprint`` is that of the whole split."""
 
     dataset: str
     raw: NDArray[Any]
     targets: NDArray[Any]
     metric: Any  # a metric plugin's instance
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +97,40 @@ def split_of(
 ) -> Split:
     """The evaluation split that a bundle's recorded metric was measured on, or the first ``samples`` of it.
 
-    ``dataset`` takes the place of the data set that the manifest names, which must be one that ships with qdeploy: a
-    bundle from elsewhere chooses no code to run. ``options`` are the data set's own (root, download).
+    ``dataset`` takes the place of the data set that the manifest names. That one and the metric must be of those that
+    ship with qdeploy: a bundle from elsewhere chooses no code to run. ``options`` are the data set's own (root ...).
     """
     recorded = _read(bundle)["manifest"]["metric"]
     if recorded is None:
         raise QDeployError(f"{bundle} records no metric, so there is nothing to measure again.")
+    if plugins.is_path(recorded["name"]):
+        raise QDeployError(f"{bundle} names a file for its metric, {recorded['name']!r}, which is not run.")
     name = dataset or recorded["dataset"]
     if dataset is None and plugins.is_path(name):
         raise QDeployError(f"{bundle} was judged on a data set of its builder's own, {name!r}.", "Name it: --dataset.")
-    source = plugins.load("dataset", name)(**(options or {}))
-    raw, targets = source.split("evaluation")
-    if recorded["fingerprint"] != fingerprint(raw, targets):
+    make = plugins.load("dataset", name)
+    accepted = inspect.signature(make).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for option in options or {}:
+        if option not in accepted and not open_ended:
+            raise QDeployError(f"The data set {name} has no option {option!r}.", nearest(option, accepted))
+    raw, targets = make(**(options or {})).split("evaluation")
+    found = fingerprint(raw, targets)
+    if recorded["fingerprint"] != found:
         raise QDeployError(
             f"The evaluation split of {name} here is not the one that {bundle} was judged on.",
             "Compare the files of the data set with those of the machine that built it.",
         )
-    return Split(name, raw[:samples], targets[:samples], plugins.load("metric", recorded["name"])())
+    return Split(name, raw[:samples], targets[:samples], plugins.load("metric", recorded["name"])(), found)
 
 
 def require_split(bundle: Mapping[str, Any], split: Split, path: Path) -> None:
-    """QDeployError unless a bundle was judged by the same metric on the same data set."""
-    recorded = bundle["manifest"]["metric"]
-    if recorded is None or recorded["dataset"] != split.dataset or recorded["name"] != split.metric.name:
-        raise QDeployError(f"{path} was not judged by {split.metric.name} on {split.dataset}.", "Ask it separately.")
+    """QDeployError unless a bundle was judged by the same metric on the same samples."""
+    recorded = bundle["manifest"]["metric"] or {}
+    if (recorded.get("name"), recorded.get("fingerprint")) != (split.metric.name, split.fingerprint):
+        raise QDeployError(
+            f"{path} was not judged by {split.metric.name} on these samples of {split.dataset}.", "Ask it separately."
+        )
 
 
 def _read(bundle: Path) -> dict[str, Any]:

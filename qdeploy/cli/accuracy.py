@@ -50,7 +50,8 @@ def command(
     from qdeploy.reports.answers import answers_table
 
     console = Console()
-    bundles = [found for path in paths for found in find_bundles(path)]
+    bundles = list(dict.fromkeys(found for path in paths for found in find_bundles(path)))
+    places.check_output("--json", json_file, [*bundles, *(path / "results.json" for path in paths)])
     split: Split = split_of(bundles[0], dataset=dataset, options=key_values(options, "--data"), samples=samples)
     wrong = False
 

@@ -60,6 +60,7 @@ def command(
     batches = numbers(batch, "--batch")
     # A bundle or build that is named twice is measured once.
     bundles = list({bundle.resolve(): bundle for path in paths for bundle in find_bundles(path)}.values())
+    places.check_output("--json", json_file, [*bundles, *(path / "results.json" for path in paths)])
     builds = list({path.resolve(): path for path in paths if _is_build(path)}.values())
     if baseline is None and len(paths) == 1 and builds:
         baseline = _baseline_of(builds[0])

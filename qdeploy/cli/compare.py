@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qdeploy.cli import places
+
 
 def command(
     paths: Annotated[
@@ -70,8 +72,7 @@ def _check_outputs(outputs: dict[str, Path | None], inputs: list[Path]) -> None:
     for option, file in outputs.items():
         if file is None:
             continue
-        if file.is_dir():
-            raise QDeployError(f"{option} {file} is a folder.", "Name a file in it.")
+        places.check_output(option, file)
         if file.resolve() in taken:
             raise QDeployError(f"{option} {file} is {taken[file.resolve()]} already.", "Name another file.")
         taken[file.resolve()] = f"the file of {option}"

@@ -72,8 +72,10 @@ def _show(path: Path) -> None:
     for key, value in about.items():
         console.print(f"{key + ':':<12}{value}", highlight=False, markup=False)
     console.print(layers_table(layers))
-    if any(layer.integer for layer in layers):
-        for line in portability_lines(portability(model)):
+    found = portability(model)
+    # Operators that are integer in the file itself are no layers of the table, and can saturate all the same.
+    if found.saturation or found.arithmetic or any(layer.integer for layer in layers):
+        for line in portability_lines(found):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ The files of the commands import nothing heavy until they run, so that ``qdeploy
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -20,8 +21,8 @@ from qdeploy.core.errors import QDeployError
 
 # What a disk may answer, and what helps.
 _DISK = {
-    errno.ENOSPC: "Free some space, or write elsewhere: --out.",
-    errno.EDQUOT: "Free some space, or write elsewhere: --out.",
+    errno.ENOSPC: "Free some space, or write elsewhere: --out, --json.",
+    errno.EDQUOT: "Free some space, or write elsewhere: --out, --json.",
     errno.EROFS: "Write elsewhere: --out, --json.",
     errno.EACCES: "Give yourself the right to write there, or write elsewhere: --out, --json.",
     errno.EPERM: "Give yourself the right to write there, or write elsewhere: --out, --json.",
@@ -83,6 +84,10 @@ def _qdeploy(
 
 def main() -> None:
     """What the command ``qdeploy`` calls."""
+    for name in ("SIGTERM", "SIGHUP"):  # there is no SIGHUP on Windows, and nohup has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _terminate)
     try:
         app()
     except KeyboardInterrupt:  # before or after the command itself
@@ -94,6 +99,11 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors that carry a message and a hint. The runner stands alone and has one of its own."""
     runner = sys.modules.get("qdeploy.runner")
     return (QDeployError,) if runner is None else (QDeployError, runner.RunnerError)
+
+
+def _terminate(number: int, _: Any) -> None:
+    """Leave as Ctrl-C does: containers, folders and processes, here and elsewhere, are let go of."""
+    sys.exit(128 + number)
 
 
 def _say_interrupted() -> None:

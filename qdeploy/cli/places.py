@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,9 +38,27 @@ def each(targets: Sequence[str], work: Callable[[str], None]) -> list[QDeployErr
         except QDeployError as error:
             if len(targets) == 1:
                 raise
-            show(QDeployError(f"{target}: {error.message}", error.hint))
+            where = "" if error.message.startswith(target) else f"{target}: "
+            show(QDeployError(f"{where}{error.message}", error.hint))
             failed.append(error)
     return failed
+
+
+def check_output(option: str, file: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """QDeployError if ``file`` cannot be written, or would replace one of ``inputs``: before work is done for it."""
+    from qdeploy.core.errors import QDeployError
+
+    if file is None:
+        return
+    if file.is_dir():
+        raise QDeployError(f"{option} {file} is a folder.", "Name a file in it.")
+    if file.exists() and not file.is_file():  # a device or a pipe: it would be replaced
+        raise QDeployError(f"{option} {file} is no regular file.", "Name another file.")
+    if file.resolve() in [path.resolve() for path in inputs]:
+        raise QDeployError(f"{option} {file} is what is read.", "Name another file.")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise QDeployError(f"{option} {file} cannot be written in {folder}.", "Name a file elsewhere.")
 
 
 def save(record: Any, file: Path | None, targets: Sequence[str], console: Console) -> None:

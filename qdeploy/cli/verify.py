@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,17 +43,22 @@ def command(
 
     console = Console()
     # All paths are looked at before the first bundle is run.
-    bundles = [found for path in paths for found in find_bundles(path, must_exist=False)]
+    bundles = list(dict.fromkeys(found for path in paths for found in find_bundles(path, must_exist=False)))
+    places.check_output("--json", json_file, [*bundles, *(path / "results.json" for path in paths)])
     marks: list[str] = []
 
-    def heard(outcome: Answer | Failure) -> None:
+    def heard(outcome: Answer | Failure, target: str) -> None:
         mark, line = describe(outcome)
+        if mark == "BAD" and len(targets) > 1 and target not in line:  # no line below says where
+            line = f"{target}: {line}"
         marks.append(mark)
         console.print(STYLES[mark], end=" ")
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def check(target: str) -> None:
-        answers, _ = ask(bundles, target=target, runtime=runtime, provider=provider, heard=heard)
+        answers, _ = ask(
+            bundles, target=target, runtime=runtime, provider=provider, heard=partial(heard, target=target)
+        )
         if answers is not None:
             where = f"{answers.target}: {environment_line(answers.environment)}; {answers.runtime}"
             console.print(where, style="dim", highlight=False, markup=False, soft_wrap=True)
@@ -74,7 +80,8 @@ def describe(outcome: Answer | Failure) -> tuple[str, str]:
     from qdeploy.bench.answers import Failure
 
     if isinstance(outcome, Failure):
-        return "BAD", f"{outcome.error.message} {outcome.error.hint}".strip()
+        said = outcome.error.message  # it may end in another program's words
+        return "BAD", f"{said}{'' if said.endswith(('.', '?', '!')) else '.'} {outcome.error.hint}".strip()
     golden, note = outcome.golden, f" ({outcome.note})" if outcome.note else ""
     if golden.passed:
         return "ok", f"{outcome.bundle}  {golden.values} golden values agree ({golden.comparison}){note}"

@@ -142,6 +142,7 @@ class Variant:
     layers: tuple[Layer, ...]
     latency: Latency | None = None
     seconds: float | None = None  # wall time of making it: calibration, rounding or training on, export
+    unportable: int | None = None  # integer layers that some CPU computes otherwise; None where none is integer
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ def columns(results: Results) -> tuple[Column, ...]:
         columns.append(Column("speedup", "speed-up", tuple(speedup(v.latency) for v in variants)))
     columns.append(Column("integer", "integer MACs", tuple(_integer(v) for v in variants)))
     columns.append(Column("parity", "differing codes", tuple(parity(v) for v in variants)))
+    if any(v.unportable is not None for v in variants):
+        columns.append(Column("portable", "same on every CPU", tuple(_portable(v) for v in variants)))
     if any(v.seconds is not None for v in variants):
         columns.append(Column("seconds", "made in", tuple(_made_in(v) for v in variants)))
     return tuple(replace(column, cells=(*column.cells, *_refused(column, results.refusals))) for column in columns)
@@ -98,6 +100,11 @@ def notes(results: Results) -> list[str]:
     if any(timed(latency) for latency in latencies):
         lines.append("p50 latency: median time of a call; " + "; ".join(settings(latencies)) + ".")
     lines += [f"Times are withheld: {reason}." for reason in _reasons(latencies)]
+    if any(variant.unportable is not None for variant in results.variants):
+        lines.append(
+            "same on every CPU: integer layers give the same codes on x86 with and without VNNI, ARM64 and WebAssembly, "
+            "for every input; qdeploy inspect names the layers that do not."
+        )
     if any(variant.seconds is not None for variant in results.variants):
         lines.append("made in: wall time of calibration, rounding or training on, and export, on the building machine.")
     lines += [f"{r.name}: {r.reason}" for r in results.refusals]
@@ -179,6 +186,14 @@ def _compression(variant: Variant, baseline: str) -> Cell:
     if variant.name == baseline:
         return Cell("baseline", tone="muted")
     return Cell(words.ratio(variant.compression), tone="bad" if variant.compression < 1 else "")
+
+
+def _portable(variant: Variant) -> Cell:
+    if variant.unportable is None:
+        return Cell("-", tone="muted")
+    if variant.unportable:
+        return Cell("no", words.plural(variant.unportable, "layer"), "bad")
+    return Cell("proven", tone="good")
 
 
 def _made_in(variant: Variant) -> Cell:

@@ -226,7 +226,7 @@ def machine_facts(machine: records.Environment) -> list[tuple[str, str]]:
     """What an environment record says, with the names of its lines."""
     return [
         ("CPU", f"{machine.cpu} ({machine.architecture})"),
-        ("Instructions", ", ".join(machine.isa) or "none that matter"),
+        ("Instructions", ", ".join(machine.isa) or ("not known" if machine.emulator else "none that matter")),
         ("Cores allowed", f"{machine.cores_allowed} of {machine.cores_present} ({machine.cores_reason})"),
         ("Memory", words.size(machine.memory_bytes)),
         ("Governor", machine.governor or "not reported by the system"),

@@ -122,7 +122,7 @@ def _load_error(error: RuntimeError, version: str) -> QDeployError:
     # Weights of 1 to 3 and 5 to 7 bits are unpacked by a function of the model's own (export/passes/pack_weights.py).
     packed = "operations: qdeploy." in reason
     hint = "Build the bundle with packing: none; OpenVINO knows no functions that a model defines." if packed else ""
-    return QDeployError(f"OpenVINO {version} cannot load the model: {reason}", hint)
+    return QDeployError(f"OpenVINO {version} cannot load the model: {reason.rstrip('.')}.", hint)
 
 
 def _reason(error: RuntimeError) -> str:

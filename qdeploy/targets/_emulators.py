@@ -10,6 +10,7 @@ that have apt need QDEPLOY_DEBIAN_MIRROR, the address of a Debian mirror, and th
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -284,6 +285,7 @@ def _run(*command: str, environment: dict[str, str] | None = None, cwd: Path | N
 
 def main() -> int:
     """Fetch, and print where it lies. Returns the exit code: 0, or 2 for an error."""
+    argparse.ArgumentParser(prog="python -m qdeploy.targets._emulators", description=__doc__).parse_args()
     try:
         if not _is_whole(Emulators(_folder())):
             sys.stderr.write("Fetching qemu and an ARM64 Python: 140 MB.\n")

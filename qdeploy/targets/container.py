@@ -72,13 +72,15 @@ class Target(Place):
 
     def close(self) -> None:
         """Remove the containers that are left, and the files that they saw."""
-        if self._engine:
+        # Again: one whose client was ended while it started it may outlive the first attempt.
+        for _ in range(5 if self._engine else 0):
             listed = _ask([self._engine, "ps", "--all", "--quiet", "--filter", f"label={self._label}"])
             left = listed.stdout.decode().split()
-            if left:
-                _ask([self._engine, "kill", *left])  # "rm --force" alone may ask them to leave, and wait
-                _ask([self._engine, "rm", "--force", *left])
-            self._engine = ""
+            if not left:
+                break
+            _ask([self._engine, "kill", *left])  # "rm --force" alone may ask them to leave, and wait
+            _ask([self._engine, "rm", "--force", *left])
+        self._engine = ""
         if self._folder is not None:
             shutil.rmtree(self._folder.parent, ignore_errors=True)
             self._folder = None

@@ -75,18 +75,39 @@ def test_other_data_than_it_was_built_with_is_refused(tmp_path: Path):
     assert "is not the one that" in result.output
 
 
-def test_a_bundle_chooses_no_code_to_run(tmp_path: Path):
-    evil = tmp_path / "evil.py"
-    evil.write_text("raise SystemExit('run')")
-    metric = {**METRIC, "dataset": str(evil), "split": "evaluation", "fingerprint": "0123abcd"}
+def test_every_bundle_is_asked_on_its_own_data_alone(folder: Path, tmp_path: Path):
+    """A split of the same name is not enough: other samples would give an accuracy of something else."""
+    metric = {**METRIC, "dataset": "digits", "split": "evaluation", "fingerprint": "0123abcd"}
+    other = bundles.write_bundle(tmp_path, "other", metric=metric)
+    result = accuracy(folder, other, "--json", tmp_path / "answers.json")
+    assert result.exit_code == 2
+    assert "was not judged by top1 on these samples of digits" in " ".join(result.output.split())
+    answers = records.load(records.Answers, tmp_path / "answers.json")
+    assert [row.name for row in answers.rows] == ["fp32", "int8"]
+
+
+@pytest.mark.parametrize(("key", "message"), [("dataset", "of its builder's own"), ("name", "which is not run")])
+def test_a_bundle_chooses_no_code_to_run(key: str, message: str, digits, tmp_path: Path):
+    evil, mark = tmp_path / "evil.py", tmp_path / "run"
+    evil.write_text(f"open({str(mark)!r}, 'w')")
+    metric = {**METRIC, "dataset": "digits", "split": "evaluation", "fingerprint": fingerprint(*digits), key: str(evil)}
     result = accuracy(bundles.write_bundle(tmp_path, metric=metric))
     assert result.exit_code == 2
-    assert "a data set of its builder's own" in result.output
-    assert "run" not in result.output.split()
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert not mark.exists()
+
+
+def test_a_data_set_may_have_another_name_here(folder: Path, tmp_path: Path):
+    """What counts is that the samples are the same: a file of the user's own may lie elsewhere."""
+    own = tmp_path / "own.py"
+    own.write_text("from qdeploy.datasets.digits import Dataset\n")
+    result = accuracy(folder, "--dataset", own, "--samples", 20)
+    assert result.exit_code == 0, result.output
 
 
 def test_bad_options_are_errors(folder: Path):
     assert "is not KEY=VALUE" in accuracy(folder, "--data", "root").output
     assert "There is no dataset named" in accuracy(folder, "--dataset", "digts").output
+    assert "has no option 'rot'" in accuracy(folder, "--data", "rot=here").output
     bundle = bundles.write_bundle(folder, "none", metric=None)
     assert "records no metric" in accuracy(bundle).output

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from qdeploy.cli import main
@@ -48,6 +50,22 @@ def test_json_is_an_object_or_for_a_folder_a_list(build: Path):
         "fp32 (float32)",
         "ptq-int8 (ptq)",
     ]
+
+
+def test_operators_that_are_integer_in_the_file_are_not_taken_for_portable(tmp_path: Path):
+    """They are no layers of the table, which shows what onnxruntime makes of QuantizeLinear and DequantizeLinear."""
+    weight = numpy_helper.from_array(np.full((2, 1), 127, np.int8), "w")
+    entry, output = [
+        helper.make_tensor_value_info(name, kind, ["N", width])
+        for name, kind, width in (("x", TensorProto.UINT8, 2), ("y", TensorProto.INT32, 1))
+    ]
+    product = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph([product], "product", [entry], [output], [weight])
+    path = tmp_path / "model.onnx"
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    path.write_bytes(model.SerializeToString())
+    shown = inspect(path).output
+    assert "not portable: y: 1 pairs of weights in 1 output channels can saturate" in shown
 
 
 @pytest.mark.parametrize(("name", "said"), [("none.onnx", "There is no"), ("empty", "There is no bundle")])

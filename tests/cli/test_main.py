@@ -32,8 +32,11 @@ PROGRAM = """
             raise RuntimeError("a bug")
         if what == "exit":
             raise typer.Exit(1)
-        print("ready", flush=True)
-        time.sleep(60)
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            print("let go", flush=True)
 
     main()
 """
@@ -124,6 +127,19 @@ def test_ctrl_c_is_one_line():
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert said.strip() == "Interrupted."
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_terminated_command_lets_go_of_what_it_holds():
+    """As Ctrl-C does: a batch system, a service manager and a terminal that is closed end programs with these."""
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), "probe", "wait"]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=30)
+        assert (process.returncode, said) == (128 + number, b"let go\n")
 
 
 def test_a_recipe_error_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -94,3 +94,18 @@ def test_what_does_not_exist_is_an_error_before_any_check(good: Path):
     assert result.exit_code == 2
     assert "There is no" in result.output
     assert "ok  " not in result.output
+
+
+def test_a_bundle_that_is_named_twice_is_checked_once(good: Path):
+    result = verify(good, good.parent)
+    assert result.output.count("golden values agree") == 1
+
+
+def test_a_failure_says_on_which_of_several_targets(good: Path):
+    """No bundle answers there, so no line about the machine follows."""
+    result = verify(good, "--target", "local", "--target", "ssh://127.0.0.1:1", "--provider", "nonsense")
+    assert result.exit_code == 2
+    local, ssh = [line for line in result.output.splitlines() if line.startswith("BAD")]
+    assert local.startswith(f"BAD  local: {good.name}: ")
+    assert ssh.count("ssh://127.0.0.1:1") == 1
+    assert ". Is sshd running there?" in ssh or "ssh, which is not installed" in ssh

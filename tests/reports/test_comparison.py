@@ -77,3 +77,13 @@ def test_how_long_it_took_is_shown_where_it_is_known() -> None:
     first = dataclasses.replace(results.variants[0], seconds=126.2)
     timed = dataclasses.replace(results, variants=(first, *results.variants[1:]))
     assert [cell.text for cell in cells(timed, "seconds").values()][:2] == ["2 min 6 s", "-"]
+
+
+def test_what_some_cpu_computes_otherwise_is_said_beside_what_is_proven() -> None:
+    results = sample.minimal()
+    assert "portable" not in [column.key for column in comparison.columns(results)]
+    found = (0, 3, None)
+    variants = [dataclasses.replace(results.variants[-1], unportable=layers) for layers in found]
+    columns = comparison.columns(dataclasses.replace(results, variants=tuple(variants)))
+    (cells,) = (column.cells for column in columns if column.key == "portable")
+    assert [cell.line() for cell in cells] == ["proven", "no (3 layers)", "-"]
