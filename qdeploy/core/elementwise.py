@@ -7,6 +7,7 @@ adds in fixed point and rounds half away from zero, and WebAssembly computes wha
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdeploy.core.scheme import QScheme
+
+EVERY_PAIR = 1 << 16  # of codes of 8 bits
 
 Codes = NDArray[Any]
 Kernel = Callable[["Operand", "Operand", "Operand", Codes, Codes], Codes]
@@ -50,7 +53,12 @@ def answer(op: str, a: Operand, b: Operand, y: Operand, left: Codes, right: Code
 
 
 def disagreements(op: str, a: Operand, b: Operand, y: Operand) -> int:
-    """For how many pairs of codes not all kernels of ``op``, "Add" or "Mul", give one and the same answer."""
+    """For how many pairs of codes not all kernels of ``op``, "Add" or "Mul", give one and the same answer.
+
+    All of them where results leave int32, in which kernels round: scales that are zero, no numbers, or far apart.
+    """
+    if not _largest(op, a, b, y) < 2.0**31:
+        return EVERY_PAIR
     grid = np.meshgrid(a.codes, b.codes, indexing="ij")
     # Where one operand is broadcast, kernels take it for the second.
     orders = ((a, b, *grid), (b, a, *grid[::-1]))
@@ -59,6 +67,15 @@ def disagreements(op: str, a: Operand, b: Operand, y: Operand) -> int:
     for answer in answers[1:]:
         differ |= answer != answers[0]
     return int(differ.sum())
+
+
+def _largest(op: str, a: Operand, b: Operand, y: Operand) -> float:
+    """What no result exceeds, in steps of ``y``; NaN or infinite for scales that are no scales."""
+    scales = [np.float64(operand.scale) for operand in (a, b, y)]
+    if not all(scale > 0 for scale in scales):
+        return math.nan
+    reach = 255 * (scales[0] + scales[1]) if op == "Add" else 255 * 255 * scales[0] * scales[1]
+    return float(reach / scales[2]) + 255
 
 
 def add_fused(a: Operand, b: Operand, y: Operand, left: Codes, right: Codes) -> Codes:

@@ -59,12 +59,13 @@ def partners(shape: tuple[int, ...]) -> NDArray[np.intp]:
     return found[:-1]
 
 
-def pair_sums(weight: NDArray[Any]) -> NDArray[np.int64]:
+def pair_sums(weight: NDArray[Any]) -> NDArray[np.int16]:
     """For every pair of the codes [C_out, ...], the larger of its positive and its negative sum: [C_out, P]."""
-    rows = np.zeros((len(weight), math.prod(weight.shape[1:]) + 1), np.int64)
+    rows = np.zeros((len(weight), math.prod(weight.shape[1:]) + 1), np.int16)  # of two codes at most 256
     rows[:, :-1] = weight.reshape(len(weight), -1)
     pairs = rows[:, pair_indices(weight.shape)]
-    return np.asarray(np.maximum(np.maximum(pairs, 0).sum(-1), np.maximum(-pairs, 0).sum(-1)))
+    sums = (np.maximum(signed, 0).sum(-1, dtype=np.int16) for signed in (pairs, -pairs))
+    return np.asarray(np.maximum(*sums))
 
 
 def saturating(weight: NDArray[Any], highest_code: int) -> Saturating | None:

@@ -7,7 +7,6 @@ the channel make up for what that costs.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 
 from qdeploy.core import saturation
 from qdeploy.core.scheme import QScheme
+from qdeploy.quant.codes import nearest_codes
 from qdeploy.quant.pairs import codes_below, limit_pairs
 from qdeploy.quant.rounding._descent import PairLimit, descend
-from qdeploy.quant.rounding._layer import Float64, Layer
+from qdeploy.quant.rounding._layer import Layer
 
 Float32 = NDArray[np.float32]
 
@@ -58,22 +58,20 @@ def _best(
     least, best, wider = np.full(len(scale), np.inf), np.zeros(weight.shape), scale
     for fraction in FRACTIONS:
         tried = (scale * fraction).astype(np.float32)
-        layer = Layer.of(weight, tried, scheme, second_moment)
-        codes = _limited(layer, limit)
-        error = layer.error(codes.reshape(layer.steps.shape)).reshape(-1) * tried.astype(np.float64) ** 2
+        steps = weight.astype(np.float64) / tried.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
+        codes = limit_pairs(*map(torch.from_numpy, (nearest_codes(steps, scheme), steps)), scheme, limit).numpy()
+        if second_moment is None:  # a layer so wide that no matrix of its weights by its weights fits memory
+            error = np.square(steps - codes).reshape(len(steps), -1).sum(axis=1)
+        else:
+            layer = Layer.of(weight, tried, scheme, second_moment)
+            error = layer.error(codes.reshape(layer.steps.shape)).reshape(-1)
+        error *= tried.astype(np.float64) ** 2
         better = error < least
         best[better], least = codes[better], np.minimum(error, least)
         wider = np.where(better, tried, wider)
-    layer = Layer.of(weight, wider, scheme, second_moment)
-    below = np.array(codes_below(scheme, limit), np.float64)
-    rule = PairLimit(limit, saturation.partners(weight.shape), below)
-    settled = descend(layer, best.reshape(layer.steps.shape), sweeps=SWEEPS, limit=rule)
-    return settled.reshape(weight.shape).astype(scheme.dtype), wider
-
-
-def _limited(layer: Layer, limit: int) -> Float64:
-    """The layer's nearest codes, cut to the limit, in the shape of its weight."""
-    shape = (math.prod(layer.steps.shape[:2]), *layer.shape[1:])
-    codes, steps = (torch.from_numpy(x.reshape(shape)) for x in (layer.nearest, layer.steps))
-    found: Float64 = limit_pairs(codes, steps, layer.scheme, limit).numpy()
-    return found
+    if second_moment is not None:
+        layer = Layer.of(weight, wider, scheme, second_moment)
+        below = np.array(codes_below(scheme, limit), np.float64)
+        rule = PairLimit(limit, saturation.partners(weight.shape), below)
+        best = descend(layer, best.reshape(layer.steps.shape), sweeps=SWEEPS, limit=rule).reshape(weight.shape)
+    return best.astype(scheme.dtype), wider

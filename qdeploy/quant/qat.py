@@ -121,6 +121,7 @@ def prepare(
             _revive(graph_module, layer, norms[layer.name])
         weight = tensor_at(graph_module, layer.weight_path).detach()
         layer.weight.fake = _weight_fake_quant(plain if layer.exempt else method, layer, weight)
+        layer.weight.scheme = layer.weight.fake.scheme  # the codes of a method may reach further than their bits do
         if portable:
             layer.weight.fake.limit = layer.pair_limit
     graph_module.graph.eliminate_dead_code()

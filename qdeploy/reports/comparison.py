@@ -102,8 +102,8 @@ def notes(results: Results) -> list[str]:
     lines += [f"Times are withheld: {reason}." for reason in _reasons(latencies)]
     if any(variant.unportable is not None for variant in results.variants):
         lines.append(
-            "same on every CPU: integer layers give the same codes on x86 with and without VNNI, ARM64 and WebAssembly, "
-            "for every input; qdeploy inspect names the layers that do not."
+            "same on every CPU: integer layers give the same codes on x86 with and without VNNI, on ARM64 and in "
+            "WebAssembly, for every input; qdeploy inspect names the layers that do not."
         )
     if any(variant.seconds is not None for variant in results.variants):
         lines.append("made in: wall time of calibration, rounding or training on, and export, on the building machine.")

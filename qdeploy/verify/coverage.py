@@ -161,13 +161,13 @@ def kernels_by_layer(optimized: onnx.ModelProto, original: onnx.ModelProto) -> d
     names = {node.name for node in original.graph.node}
     found: dict[str, str] = {}
     for node in optimized.graph.node:
-        for name in (_original(node.name, names), *node.output):
+        for name in (original_name(node.name, names), *node.output):
             if name is not None:
                 found.setdefault(name, node.op_type)
     return found
 
 
-def _original(name: str, names: set[str]) -> str | None:
+def original_name(name: str, names: set[str]) -> str | None:
     """The name among ``names`` that onnxruntime made ``name`` from: the longest, as layers may end in numbers too."""
     name = name.removeprefix(_PREFIX)
     while name not in names:

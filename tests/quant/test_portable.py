@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -82,9 +84,25 @@ def test_constrained_weights_keep_the_rule_and_cost_less_than_either_remedy_alon
     assert not breaks(found, LIMIT)
     cost = error(weight, found, wider, moment).sum()
     halved = nearest.round_weight(weight, 2 * scale, SCHEME)  # reduce_range: 7 bits
-    cut = limit_pairs(torch.from_numpy(codes), torch.from_numpy(codes).double(), SCHEME, LIMIT).numpy()
+    wanted = torch.from_numpy(codes).double()
+    cut = limit_pairs(wanted, wanted, SCHEME, LIMIT).numpy()
+    assert not breaks(cut, LIMIT)
     assert cost < error(weight, halved, 2 * scale, moment).sum()
     assert cost < error(weight, cut, scale, moment).sum()
+
+
+def test_without_moments_a_wide_layer_takes_the_memory_of_its_weights():
+    """A matrix of 25,088 by 25,088, the weights of VGG's first linear layer, would be 5 GB."""
+    weight = RNG.standard_t(4, (4, 25_088)).astype(np.float32)
+    codes, scale = rounded(weight)
+    tracemalloc.start()
+    found, wider = constrain(weight, codes, scale, SCHEME, LIMIT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * weight.nbytes
+    assert not breaks(found, LIMIT)
+    halved = nearest.round_weight(weight, 2 * scale, SCHEME)
+    assert np.square(weight - found * wider[:, None]).sum() < np.square(weight - halved * 2 * scale[:, None]).sum()
 
 
 def test_a_channel_that_keeps_the_rule_stays_as_it_is():
@@ -136,11 +154,12 @@ def test_a_portable_artifact_is_proven(options):
     assert found.arithmetic == ()
 
 
-@pytest.mark.parametrize("fake_quant", ["ste", "lsq", "pact", "qil"])
-def test_trained_codes_are_the_portable_ones_that_ship(fake_quant):
+@pytest.mark.parametrize(("fake_quant", "bits"), [("ste", 8), ("lsq", 8), ("pact", 8), ("qil", 8), ("apot", 6)])
+def test_trained_codes_are_the_portable_ones_that_ship(fake_quant, bits):
+    """APoT's levels of 6 bits are codes of up to 100."""
     batches = [torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     model, example = Residual().eval(), batches[0][:2]
-    made = artifact.placed(model, example)
+    made = artifact.placed(model, example, weight_bits=bits)
     graph = artifact.trainable(made, batches, fake_quant=fake_quant)
     graph.train()
     graph(batches[0]).square().mean().backward()

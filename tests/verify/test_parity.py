@@ -135,7 +135,7 @@ def test_one_rounding_is_seen(small, monkeypatch):
 
     def half_up(accumulator, factor, zero_point, scheme):
         scaled = accumulator.astype(np.float32) * np.asarray(factor).reshape(-1, *[1] * (accumulator.ndim - 2))
-        up = np.floor(np.clip(scaled, -1e6, 1e6) + 0.5 + 1e-3) + zero_point
+        up = np.floor(np.clip(scaled, -1e6, 1e6) + 0.5 + 1e-2) + zero_point
         return np.clip(up, scheme.qmin, scheme.qmax).astype(scheme.dtype)
 
     monkeypatch.setattr(parity_module.reference.affine, "requantize", half_up)
