@@ -68,8 +68,9 @@ class Moments:
 class MomentSums:
     """Takes in a layer's float32 and quantized inputs, batch by batch: sums in float64 of products in float32."""
 
-    def __init__(self, node: fx.Node, *, seed: int = 0) -> None:
+    def __init__(self, node: fx.Node, *, seed: int = 0, most: int = COLUMNS) -> None:
         self.node = node
+        self.most = most
         self.count = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._sums: list[Float64] = []
@@ -77,10 +78,10 @@ class MomentSums:
     def update(self, x: Tensor, x_hat: Tensor, *, share: float = 1.0) -> None:
         """The same batch in both graphs; ``share`` is the part of all samples that it holds.
 
-        Of COLUMNS columns for all samples, each batch has its share, drawn evenly at random: the same in both graphs.
+        Of ``most`` columns for all samples, each batch has its share, drawn evenly at random: the same in both graphs.
         QDeployError: NaN or infinite values.
         """
-        limit = max(1, round(COLUMNS * share))
+        limit = max(1, round(self.most * share))
         picks: Tensor | None = None
         total = count_columns(self.node, x)
         if total > limit:

@@ -18,7 +18,7 @@ from qdeploy.quant.agreement import agree
 from qdeploy.quant.bias_correction import correction, shift_bias
 from qdeploy.quant.convert import layer_bias, smallest_scale
 from qdeploy.quant.lockstep import Lockstep
-from qdeploy.quant.moments import Moments, MomentSums, groups_and_size
+from qdeploy.quant.moments import COLUMNS, Moments, MomentSums, groups_and_size
 from qdeploy.quant.placement import Placement, QuantizedLayer
 from qdeploy.quant.portable import breaks
 from qdeploy.quant.quantizer import ActivationQuantizer
@@ -26,6 +26,7 @@ from qdeploy.quant.ranges import learn_range
 from qdeploy.quant.weights import Solver, make_portable, quantize_weight
 from qdeploy.runner import memory_bytes
 
+MANY_WEIGHTS = 1024  # of one channel: fewer columns tell enough of which of two codes is better
 MATRICES = 6  # of the size of the second moment that are held at once while a layer is solved
 
 
@@ -112,15 +113,16 @@ def _moments_if_possible(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -
     """The moments, where memory and float32 can hold them: nearest rounding can do without."""
     if not _fits_memory(layer):
         return None
+    _, size = groups_and_size(layer.node)
     try:
-        return _moments(lockstep, layer, seed)
+        return _moments(lockstep, layer, seed, most=COLUMNS if size <= MANY_WEIGHTS else COLUMNS // 8)
     except QDeployError:
         return None
 
 
-def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -> Moments:
+def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int, most: int = COLUMNS) -> Moments:
     _require_memory(layer)
-    sums = MomentSums(layer.node, seed=seed)
+    sums = MomentSums(layer.node, seed=seed, most=most)
     source = layer.node.args[0]
     assert isinstance(source, fx.Node)
     try:
