@@ -9,9 +9,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from qdeploy.core.errors import QDeployError
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write ``data`` to ``path`` through a temporary file in the same folder and a rename."""
+    """Write ``data`` to ``path`` through a temporary file in the same folder and a rename.
+
+    QDeployError: a folder or a device is there, which a rename would take the place of.
+    """
+    if path.exists() and not path.is_file():
+        raise QDeployError(f"{path} is no file, so nothing is written there.", "Name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

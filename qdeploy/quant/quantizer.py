@@ -138,7 +138,8 @@ class WeightQuantizer(nn.Module):
     @property
     def tensor(self) -> QTensor:
         """The codes that ``set`` has given it."""
-        return QTensor(self.codes.numpy(), self.scale.numpy(), self.zero_point.numpy(), self.scheme, axis=0)
+        codes, scale, zero_point = (x.cpu().numpy() for x in (self.codes, self.scale, self.zero_point))
+        return QTensor(codes, scale, zero_point, self.scheme, axis=0)
 
     def forward(self, weight: Tensor | None = None) -> Tensor:
         """The float weight before codes are set, fake-quantized or not; the dequantized codes after."""

@@ -77,13 +77,13 @@ def constrain_layers(
 
     All weight quantizers have codes already. Two layers that read one weight, and have the same codes, keep one.
     """
-    offending = [layer for layer in placement.layers if breaks(layer.weight.codes.numpy(), layer.pair_limit)]
+    offending = [layer for layer in placement.layers if breaks(layer.weight.tensor.codes, layer.pair_limit)]
     if not offending:
         return
     lockstep = Lockstep(graph_module, batches)
     made: dict[tuple[str, bytes], QuantizedLayer] = {}
     for layer in offending:
-        twin = made.setdefault((layer.weight_path, layer.weight.codes.numpy().tobytes()), layer)
+        twin = made.setdefault((layer.weight_path, layer.weight.tensor.codes.tobytes()), layer)
         if twin is not layer and twin.pair_limit == layer.pair_limit:
             layer.weight.set(twin.weight.tensor)
             continue

@@ -48,8 +48,13 @@ def bench_table(bench: Bench) -> Folding:
         groups.setdefault((row.latency.runtime, row.latency.threads, row.latency.batch), []).append(row)
     blocks = tuple(Block(words.setting(rows[0].latency), _bench_columns(rows)) for rows in groups.values())
     where = f"{bench.target}: {words.environment_line(bench.environment)}"
+    recorded = any(row.metric is not None or row.integer_mac_share is not None for row in bench.rows)
     withheld = dict.fromkeys(row.latency.withheld for row in bench.rows if row.latency.withheld is not None)
     notes = [where, *(f"Times are withheld: {reason.rstrip('.')}." for reason in withheld)]
+    if recorded:
+        notes.append(
+            "Accuracy and integer MACs are those that the bundles record: onnxruntime's, where they were built."
+        )
     if bench.baseline is not None and any(row.latency.withheld is None for row in bench.rows):
         notes.append(
             f"Speed-up: the p50 of {bench.baseline} over this p50, with a 95% interval; one that includes 1 is "

@@ -116,7 +116,8 @@ def _require_parity(seen: Parity) -> None:
             raise QDeployError(
                 f"Layer {layer.name!r}: {layer.differing_codes} of {layer.outputs_checked} output codes in onnxruntime "
                 f"differ from integer arithmetic, by up to {layer.max_step} steps.",
-                "On an x86 CPU without VNNI this is 16-bit saturation; `qdeploy doctor` tells. Elsewhere it is a bug.",
+                "On x86 with AVX2 and no VNNI this is 16-bit saturation, which `qdeploy doctor` tells: build it with "
+                "portable: true. Elsewhere it is a bug.",
             )
         if not layer.exact and layer.max_step > 1:
             raise QDeployError(

@@ -99,7 +99,7 @@ def test_exact_ties_are_rounded_in_two_ways():
 
 
 def test_scales_on_which_all_kernels_agree_are_near_every_scale():
-    """What quant/portable.py relies on: it makes the result's scale larger until they do."""
+    """What quant/agreement.py relies on: it makes the result's scale larger until they do."""
     for seed in range(20):
         a, b, y = operands(seed)
         tries = (Operand(float(np.float32(y.scale * (1 + step * 1e-4))), y.zero_point, UINT8) for step in range(100))

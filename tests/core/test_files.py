@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.core.errors import QDeployError
 from qdeploy.core.files import sha256, write_atomic, write_json
 
 
@@ -49,11 +50,14 @@ def test_a_failing_write_leaves_the_old_content(tmp_path, monkeypatch, step, err
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_in_the_way_is_an_error_and_leaves_nothing(tmp_path):
+def test_a_folder_or_a_device_in_the_way_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError, match="taken"):
-        write_atomic(tmp_path / "taken", b"new")
-    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("taken", "pipe"):
+        with pytest.raises(QDeployError, match=f"{name} is no file"):
+            write_atomic(tmp_path / name, b"new")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "pipe", tmp_path / "taken"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_json_is_json(tmp_path):
