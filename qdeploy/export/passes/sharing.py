@@ -10,17 +10,21 @@ import onnx_ir as ir
 
 from qdeploy.export.passes.values import array
 
+_SMALLEST = 64  # elements; smaller ones are left apart, under the names of their layers
+
 
 def merge_weights(model: ir.Model) -> None:
     """One initializer for weights that are equal: those of a module that is called more than once. In place.
 
-    Vectors stay apart, under the names of their layers: where two int8 weights share a zero point, onnxruntime 1.31
-    cannot load a model with session.x64quantprecision=1.
+    Zero points of weights stay apart: where two int8 weights share one, onnxruntime 1.31 cannot load a model with
+    session.x64quantprecision=1.
     """
     first: dict[tuple[object, ...], ir.Value] = {}
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or len(tensor.shape) < 2:
+        if tensor is None or tensor.size < _SMALLEST:
+            continue
+        if tensor.dtype == ir.DataType.INT8 and len(tensor.shape) < 2:
             continue
         kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if kept is not value:
