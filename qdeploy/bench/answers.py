@@ -13,13 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from qdeploy import runner
 from qdeploy.bench.schedule import golden_of
 from qdeploy.core import plugins
 from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.core.records import Answer, Answers, Environment, from_json, pack_decisions
-from qdeploy.runtimes._errors import qdeploy_errors
 from qdeploy.targets._base import open_target
+from qdeploy.verify.bundle import read_bundle
 from qdeploy.verify.evaluate import Evaluation, difference, fingerprint, judge
 
 Progress = Callable[[str, float], None]  # whose answers are asked for, share of all that is done (0..1)
@@ -62,7 +61,7 @@ def ask(
         for index, bundle in enumerate(bundles):
             report = _section(progress, bundle.name, index, len(bundles))
             try:
-                opened = _read(bundle)
+                opened = read_bundle(bundle)
                 if split is not None:
                     require_split(opened, split, bundle)
                 with place.open(bundle, name=bundle.name, runtime=runtime) as worker:
@@ -100,7 +99,7 @@ def split_of(
     ``dataset`` takes the place of the data set that the manifest names. That one and the metric must be of those that
     ship with qdeploy: a bundle from elsewhere chooses no code to run. ``options`` are the data set's own (root ...).
     """
-    recorded = _read(bundle)["manifest"]["metric"]
+    recorded = read_bundle(bundle)["manifest"]["metric"]
     if recorded is None:
         raise QDeployError(f"{bundle} records no metric, so there is nothing to measure again.")
     if plugins.is_path(recorded["name"]):
@@ -131,11 +130,6 @@ def require_split(bundle: Mapping[str, Any], split: Split, path: Path) -> None:
         raise QDeployError(
             f"{path} was not judged by {split.metric.name} on these samples of {split.dataset}.", "Ask it separately."
         )
-
-
-def _read(bundle: Path) -> dict[str, Any]:
-    with qdeploy_errors():
-        return runner.read_bundle(bundle)
 
 
 def _judge(worker: Any, manifest: Mapping[str, Any], split: Split, report: Callable[[float], None]) -> Evaluation:

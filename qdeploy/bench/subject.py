@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdeploy import runner
 from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.core.records import Metric, from_json
-from qdeploy.runtimes._errors import qdeploy_errors
+from qdeploy.verify.bundle import read_bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,7 @@ def choose_baseline(subjects: Sequence[Subject], name: str | None) -> Subject | 
 
 
 def _read(path: Path) -> Subject:
-    with qdeploy_errors():
-        bundle = runner.read_bundle(path)
+    bundle = read_bundle(path)
     manifest = bundle["manifest"]
     fields = ("name", "value", "low", "high", "samples", "higher_is_better")
     found = manifest.get("metric")

@@ -178,16 +178,17 @@ class Block(nn.Module):
         return torch.cat([F.max_pool2d(self.b(h) + h, 2), F.avg_pool2d(h, 2)], 1)
 
 
-def test_the_converted_graph_gives_the_codes_of_the_artifact():
+@pytest.mark.parametrize(("portable", "steps", "share"), [(False, 1, 1e-3), (True, 2, 3e-3)])
+def test_the_converted_graph_gives_the_codes_of_the_artifact(portable, steps, share):
     """In PyTorch, before export: every quantizer's codes against those that onnxruntime computes.
 
     PyTorch adds in float32, so a sum that lies on the border of two codes may fall to the other side: for one output in
-    thousands one step, and two where it is requantized with a smaller scale.
+    thousands one step, and two where it is requantized with a smaller scale, as in the second model here.
     """
     torch.manual_seed(0)
     block = Block()
     net = nn.Sequential(block, conv(16, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    built = build(net, samples(16, 8, 16, 16))
+    built = build(net, samples(16, 8, 16, 16), portable=portable)
     proto = onnx.load_from_string(built.model)
     codes = {}
 
@@ -208,8 +209,8 @@ def test_the_converted_graph_gives_the_codes_of_the_artifact():
     assert len(wanted) >= 7
     for name in wanted:
         difference = np.abs(codes[name] - found[name].astype(np.float32))
-        assert difference.max() <= 2, name
-        assert (difference > 0).mean() < 3e-3, name
+        assert difference.max() <= steps, name
+        assert (difference > 0).mean() < share, name
     np.testing.assert_allclose(output.numpy(), found["output"], atol=2 * float(np.abs(found["output"]).max()) / 255)
 
 
