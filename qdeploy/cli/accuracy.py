@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,10 +13,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH", help="Bundles, or build folders such as runs/digits.", show_default=False),
-    ],
+    paths: places.Paths,
     targets: places.Targets = ["local"],  # noqa: B006 - typer copies it
     runtime: places.RuntimeName = "onnxruntime",
     provider: places.Provider = None,

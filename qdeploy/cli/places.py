@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from qdeploy.core.errors import QDeployError
 
 # fmt: off
+Paths = Annotated[list[Path], typer.Argument(
+    metavar="PATH", help="Bundles, or build folders such as runs/digits.", show_default=False)]
 Targets = Annotated[list[str], typer.Option(
     "--target", metavar="TARGET", help="Where to run, several times for several places; `qdeploy list targets`.")]
 RuntimeName = Annotated[str, typer.Option("--runtime", help="What to run in; `qdeploy list runtimes`.")]

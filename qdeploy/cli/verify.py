@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,10 +17,7 @@ NOT_CHECKED = "Checked: files and golden answers. `qdeploy accuracy` measures th
 
 
 def command(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH", help="Bundles, or build folders such as runs/digits.", show_default=False),
-    ],
+    paths: places.Paths,
     targets: places.Targets = ["local"],  # noqa: B006 - typer copies it
     runtime: places.RuntimeName = "onnxruntime",
     provider: places.Provider = None,
