@@ -19,6 +19,7 @@ from qdeploy.targets._remote import last_line
 LOGIN_SECONDS = 60.0  # after the connection stands: keys, and the start-up files of the shell there
 PATH_LIMIT = 60  # characters of the temporary folder: the path of a socket has room for about 100
 LOST = 255  # ssh's exit code for errors of its own
+LOSS_SECONDS = 5.0  # for the login to end after a command over it has lost its connection
 FOLDER = "qdeploy "  # what the line begins with that tells the folder
 
 # fmt: off
@@ -119,7 +120,9 @@ class Connection:
         return path
 
     def lost(self, step: str, said: bytes = b"") -> QDeployError:
-        """The error for a connection that broke during ``step``."""
+        """The error for a connection that broke during ``step``; by then `alive` says so as well."""
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the command and the login hear of it one after the other
+            self._master.wait(timeout=LOSS_SECONDS)
         told = f"{self.name}: the connection was lost during {step}. {last_line(said)}".strip()
         return QDeployError(told, "Is the host still there? Try again.")
 
