@@ -287,10 +287,16 @@ def _float_model(recipe: Recipe, folder: Path) -> Any:
 
 
 def _calibration(variant: VariantRecipe, dataset: Any) -> tuple[Any, list[Any]]:
-    """An example input of two samples, and the calibration samples in batches."""
+    """An example input, of the shape that is deployed, and the calibration samples in batches."""
     raw, _ = dataset.split("calibration")
     samples = runner.preprocess(raw[: variant.calibration.samples], dataset.preprocessing)
-    return artifact.batches_of(samples[:2], 2)[0], artifact.batches_of(samples, variant.calibration.batch)
+    return _example(dataset), artifact.batches_of(samples, variant.calibration.batch)
+
+
+def _example(dataset: Any) -> Any:
+    """Two preprocessed samples of zeros."""
+    zeros = np.zeros((2, *dataset.raw_shape), dataset.raw_dtype)
+    return artifact.batches_of(runner.preprocess(zeros, dataset.preprocessing), 2)[0]
 
 
 def _bits(variant: VariantRecipe) -> dict[str, Any]:

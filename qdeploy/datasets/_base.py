@@ -1,4 +1,4 @@
-"""What the data sets share: splits, seeds, and a fingerprint.
+"""What the data sets share: splits, seeds, cuts, and a fingerprint.
 
 A data set has two halves that never meet. The *official training part* is cut into ``train`` and ``validation``,
 and ``calibration`` is drawn from ``train``. The *evaluation part* is read by one method, which one line calls:
@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,26 +20,46 @@ from numpy.typing import NDArray
 from qdeploy.core.errors import QDeployError, nearest
 
 Raw = NDArray[Any]
-Targets = NDArray[np.int64]
+Targets = NDArray[Any]
 Indices = NDArray[np.intp]
 
 SPLITS = ("train", "validation", "calibration", "evaluation")
 
 
+class CommonOptions(TypedDict, total=False):
+    """What every data set takes; see ArrayDataset."""
+
+    root: str | None
+    download: bool
+    seed: int
+    validation: float
+    calibration: int
+    train_samples: int | None
+    evaluation_samples: int | None
+
+
 class ArrayDataset(ABC):
-    """A labelled data set that fits in memory. A plugin defines the class attributes and three methods.
+    """A data set that fits in memory. A plugin defines the class attributes and three methods.
 
     ``root`` is the folder of the files, ``download`` whether they may be fetched. ``validation`` is the share of the
     training part that is held out, stratified by class; ``calibration`` the number of training samples that
-    calibrate a quantizer; ``seed`` decides which ones. ``split`` returns (raw, targets): raw samples [N, *raw_shape]
-    of ``raw_dtype`` and int64 class indices [N]; ``preprocessing`` says how raw samples become a model's input.
+    calibrate a quantizer; ``seed`` decides which ones. ``train_samples`` and ``evaluation_samples`` cut the training
+    and the evaluation part to so many samples, drawn at random. ``split`` returns (raw, targets): raw samples
+    [N, *raw_shape] of ``raw_dtype`` and targets [N, *target_shape] of ``target_dtype``, which for classes are indices;
+    ``preprocessing`` says how raw samples become a model's input.
+
+    A model is deployed for samples of ``raw_shape``. Where it is trained on smaller ones (patches of images),
+    ``training_shapes`` has the shapes of those samples and of their targets.
     """
 
     name: ClassVar[str]
-    classes: ClassVar[tuple[str, ...]]
-    raw_shape: ClassVar[tuple[int, ...]]
+    classes: Sequence[str] = ()  # where targets are their indices
+    raw_shape: tuple[int, ...]
     raw_dtype: ClassVar[str] = "uint8"
     raw_range: ClassVar[tuple[float, float] | None] = None  # where raw values do not fill their type
+    target_shape: tuple[int, ...] = ()
+    target_dtype: ClassVar[str] = "int64"
+    training_shapes: ClassVar[tuple[tuple[int, ...], tuple[int, ...]] | None] = None
     task: ClassVar[str] = "classification"
     metric: ClassVar[str] = "top1"
 
@@ -51,12 +71,17 @@ class ArrayDataset(ABC):
         seed: int = 0,
         validation: float = 0.1,
         calibration: int = 512,
+        train_samples: int | None = None,
+        evaluation_samples: int | None = None,
     ) -> None:
         if not 0.0 < validation < 1.0:
             raise QDeployError(
                 f"data.validation is {validation}: it is the share of the training data that is held out.",
                 "Give a number between 0 and 1, such as 0.1; the best checkpoint is chosen on those samples.",
             )
+        for option, count in (("train_samples", train_samples), ("evaluation_samples", evaluation_samples)):
+            if count is not None and count < 1:
+                raise QDeployError(f"data.{option} is {count}.", "Give a number of samples, or null for all.")
         if calibration < 1:
             raise QDeployError(
                 f"data.calibration is {calibration}.", "Give the number of calibration samples, e.g. 512."
@@ -68,6 +93,7 @@ class ArrayDataset(ABC):
         self.seed = seed
         self.validation = validation
         self.calibration = calibration
+        self.cuts = {"training": train_samples, "evaluation": evaluation_samples}
         self.accessed: list[str] = []
         self._parts: dict[str, tuple[Raw, Targets]] = {}
         self._indices: dict[str, Indices] = {}
@@ -92,12 +118,14 @@ class ArrayDataset(ABC):
 
     def _options(self) -> dict[str, Any]:
         """The options that change what ``split`` returns or how it is preprocessed."""
-        return {
+        options = {
             "seed": self.seed,
             "validation": self.validation,
             "calibration": self.calibration,
             "preprocessing": self.preprocessing,
         }
+        cuts = {part: count for part, count in self.cuts.items() if count is not None}
+        return {**options, "cuts": cuts} if cuts else options
 
     def split(self, name: str) -> tuple[Raw, Targets]:
         """Raw samples [N, *raw_shape] and their targets [N] of the split ``name``, one of SPLITS.
@@ -132,23 +160,43 @@ class ArrayDataset(ABC):
         if name not in self._parts:
             raw, targets = self._read_evaluation() if name == "evaluation" else self._read_training()
             self._check(name, raw, targets)
-            self._parts[name] = raw, targets
+            self._parts[name] = self._cut(name, raw, targets)
         return self._parts[name]
 
+    def _cut(self, name: str, raw: Raw, targets: Targets) -> tuple[Raw, Targets]:
+        """As many samples of a part as were asked for, drawn at random, in their order."""
+        wanted = self.cuts[name]
+        if wanted is None or wanted == len(raw):
+            return raw, targets
+        if wanted > len(raw):
+            option = "train_samples" if name == "training" else "evaluation_samples"
+            raise QDeployError(
+                f"data.{option} is {wanted}, but the {name} part of data set {self.name} has {len(raw)} samples.",
+                f"Ask for {len(raw)} or fewer, or for null: all of them.",
+            )
+        # Which evaluation samples judge a model is no matter of a recipe's seed.
+        generator = np.random.default_rng([self.seed if name == "training" else 0, 2])
+        chosen = np.sort(generator.permutation(len(raw))[:wanted])
+        return raw[chosen], targets[chosen]
+
     def _check(self, name: str, raw: Raw, targets: Targets) -> None:
+        shapes = self.raw_shape, self.target_shape
+        if name == "training" and self.training_shapes is not None:
+            shapes = self.training_shapes
         found = f"{raw.dtype}{list(raw.shape)} samples, {targets.dtype}{list(targets.shape)} targets"
         if (
-            raw.shape[1:] != self.raw_shape
-            or str(raw.dtype) != self.raw_dtype
-            or targets.shape != raw.shape[:1]
-            or targets.dtype != np.int64
+            (raw.shape[1:], targets.shape[1:]) != shapes
+            or (str(raw.dtype), str(targets.dtype)) != (self.raw_dtype, self.target_dtype)
+            or len(targets) != len(raw)
             or len(raw) == 0
         ):
+            wanted = [f"{kind}[{', '.join(['N', *map(str, shape)])}]" for kind, shape
+                      in zip((self.raw_dtype, self.target_dtype), shapes, strict=True)]  # fmt: skip
             raise QDeployError(
                 f"The {name} part of data set {self.name} is not what it should be: {found}.",
-                f"Expected {self.raw_dtype}[N, {', '.join(map(str, self.raw_shape))}] samples and int64[N] targets.",
+                f"Expected {wanted[0]} samples and {wanted[1]} targets.",
             )
-        if targets.min() < 0 or targets.max() >= len(self.classes):
+        if self.classes and (targets.min() < 0 or targets.max() >= len(self.classes)):
             raise QDeployError(
                 f"The {name} part of data set {self.name} has targets {targets.min()}..{targets.max()}.",
                 f"It has {len(self.classes)} classes: targets are 0..{len(self.classes) - 1}.",
@@ -156,7 +204,15 @@ class ArrayDataset(ABC):
 
     def _divide(self, targets: Targets) -> dict[str, Indices]:
         """Which rows of the training part belong to ``train``, ``validation`` and ``calibration``."""
-        train, validation = stratified(targets, self.validation, self.seed)
+        train, validation = self._hold_out(targets, self.validation, self.seed)
+        return self._with_calibration(train, validation)
+
+    def _hold_out(self, targets: Targets, share: float, seed: int) -> tuple[Indices, Indices]:
+        """Rows in two: (the rest, about ``share`` of them), by class where there are classes."""
+        return stratified(targets if self.classes else np.zeros(len(targets), np.int64), share, seed)
+
+    def _with_calibration(self, train: Indices, validation: Indices) -> dict[str, Indices]:
+        """The splits of the training part, with calibration rows drawn from ``train``."""
         if self.calibration > len(train):
             raise QDeployError(
                 f"data.calibration is {self.calibration}, but data set {self.name} has {len(train)} training samples.",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.datasets._base import ArrayDataset, Raw, Targets
+from qdeploy.datasets._base import ArrayDataset, CommonOptions, Raw, Targets
 from qdeploy.datasets._download import data_root, ensure_files, reading
 from qdeploy.torchvision_remedy import import_torchvision
 
@@ -32,15 +32,11 @@ class Dataset(ArrayDataset):
     def __init__(
         self,
         *,
-        root: str | None = None,
-        download: bool = True,
-        seed: int = 0,
-        validation: float = 0.1,
-        calibration: int = 512,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
+        **common: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(root=root, download=download, seed=seed, validation=validation, calibration=calibration)
+        super().__init__(**common)
         for option, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
                 raise QDeployError(f"data.{option} is {list(values)}.", "Give three numbers: red, green, blue.")

@@ -26,7 +26,7 @@ from qdeploy.core import plugins
 from qdeploy.core.errors import nearest
 from qdeploy.core.scheme import Grid
 from qdeploy.recipe.problems import refuse
-from qdeploy.train.choices import Augmentation, Device, Keep, Optimizer, Schedule
+from qdeploy.train.choices import Augmentation, Device, Keep, Optimizer, Precision, Schedule
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -151,6 +151,8 @@ class TrainRecipe(Strict):
     schedule: Schedule = "cosine"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Annotated[tuple[Augmentation, ...], BeforeValidator(_a_tuple)] = ()
+    precision: Precision = "float32"
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
     device: Device = "auto"
 
 

@@ -23,10 +23,11 @@ def check_arguments(
     """What is wrong with calling ``call(**arguments)``: unknown and missing names, and wrong types.
 
     Types are checked where the annotation is a plain one, such as ``int``, ``str | None`` or ``Sequence[float]``; of
-    others only the name. Problems stand under the key ``at``; ``also`` are further valid keys there, for suggestions.
+    others only the name. ``**options: Unpack[A TypedDict]`` are so many optional arguments. Problems stand under the
+    key ``at``; ``also`` are further valid keys there, for suggestions.
     """
     try:
-        parameters = inspect.signature(call).parameters.values()
+        parameters = list(inspect.signature(call).parameters.values())
     except ValueError:  # what is written in C may have no signature
         return []
     hints = _hints(call)
@@ -37,9 +38,12 @@ def check_arguments(
             default = ... if p.default is p.empty else p.default
             # A parameter may have any name, a field of a pydantic model may not: the name is the alias.
             fields[f"p{len(fields)}"] = (kind if _is_plain(kind) else Any, Field(default, alias=p.name))
+    further = _unpacked(parameters, hints)
+    for name, kind in further.items():
+        fields[f"p{len(fields)}"] = (kind if _is_plain(kind) else Any, Field(None, alias=name))
     for name in also:
         fields[f"p{len(fields)}"] = (Any, Field(None, alias=name))
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    open_ended = not further and any(p.kind is p.VAR_KEYWORD for p in parameters)
     config = ConfigDict(strict=True, extra="allow" if open_ended else "forbid", arbitrary_types_allowed=True)
     model = create_model("Arguments", __config__=config, **fields)
     try:
@@ -47,6 +51,15 @@ def check_arguments(
     except ValidationError as error:
         return problems_of(error, model, at)
     return []
+
+
+def _unpacked(parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The names and types behind ``**options: Unpack[SomeTypedDict]``; none where there is no such parameter."""
+    for p in parameters:
+        hint = hints.get(p.name)
+        if p.kind is p.VAR_KEYWORD and typing.get_origin(hint) is typing.Unpack:
+            return typing.get_type_hints(typing.get_args(hint)[0])
+    return {}
 
 
 def _hints(call: Callable[..., Any]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from qdeploy.core import plugins
-from qdeploy.datasets._base import SPLITS
+from qdeploy.datasets._base import SPLITS, CommonOptions
+from qdeploy.recipe.signature import check_arguments
 from qdeploy.runner import preprocess
+from qdeploy.train.losses import LOSSES
 
 NAMES = plugins.names("dataset")
 
@@ -24,9 +26,13 @@ def dataset(request: pytest.FixtureRequest, torchvision_root: Path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_takes_the_common_options(name):
-    parameters = inspect.signature(plugins.load("dataset", name)).parameters.values()
-    assert {"root", "download", "seed", "validation", "calibration"} <= {p.name for p in parameters}
-    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters)
+    make = plugins.load("dataset", name)
+    options = dict.fromkeys(CommonOptions.__annotations__)
+    assert not [p for p in check_arguments(make, options, ("data",)) if "unknown" in p.message]
+    assert check_arguments(make, {"no_such_option": 1}, ("data",))
+    parameters = inspect.signature(make).parameters.values()
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in named)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,15 +48,19 @@ def test_it_says_what_it_is(name):
 def test_splits_are_what_it_says_and_fit_its_preprocessing(dataset):
     for name in SPLITS:
         raw, targets = dataset.split(name)
-        assert raw.shape[1:] == tuple(dataset.raw_shape)
-        assert str(raw.dtype) == dataset.raw_dtype
-        assert targets.dtype == np.int64
+        shapes = dataset.raw_shape, dataset.target_shape
+        if name != "evaluation":
+            shapes = dataset.training_shapes or shapes
+        assert (raw.shape[1:], targets.shape[1:]) == shapes
+        assert (str(raw.dtype), str(targets.dtype)) == (dataset.raw_dtype, dataset.target_dtype)
         assert len(raw) == len(targets) > 0
-        assert set(np.unique(targets)) <= set(range(len(dataset.classes)))
+        if dataset.classes:
+            assert set(np.unique(targets)) <= set(range(len(dataset.classes)))
     assert len(dataset.split("calibration")[0]) == 64
     made = preprocess(dataset.split("calibration")[0], dataset.preprocessing)
-    assert made.dtype == np.float32
+    assert made.dtype in (np.float32, np.int64)  # numbers, or the indices that an embedding takes
     assert np.isfinite(made).all()
+    assert dataset.task in LOSSES
 
 
 @pytest.mark.parametrize("dataset", NAMES, indirect=True)
