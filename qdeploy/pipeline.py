@@ -119,7 +119,7 @@ def _trained_widths(recipe: Recipe, variant: VariantRecipe) -> tuple[set[int], s
     if not variant.rules:
         return {variant.weights.bits}, {variant.activations.bits}
     layers = [layer for layer in _placed(recipe, variant).placement.layers if not layer.exempt]
-    return {layer.weight.scheme.bits for layer in layers}, {layer.input.scheme.bits for layer in layers}
+    return {layer.weight.scheme.bits for layer in layers}, {layer.input.scheme.bits for layer in layers if layer.input}
 
 
 def _placed(recipe: Recipe, variant: VariantRecipe) -> artifact.Placed:

@@ -21,7 +21,8 @@ INT32_MAX = 2**31 - 1
 def convert(graph_module: fx.GraphModule, placement: Placement) -> None:
     """Finish the graph, in place, after every activation quantizer is frozen and every weight has its codes."""
     for layer in placement.layers:
-        _convert_bias(graph_module, layer)
+        if layer.input is not None:
+            _convert_bias(graph_module, layer, layer.input)
     _drop_float_weights(graph_module)
     _absorb_clips(graph_module)
     graph_module.graph.eliminate_dead_code()
@@ -49,7 +50,12 @@ def smallest_weight_scale(bias: np.ndarray | None, x_scale: float, products: np.
 
 
 def smallest_scale(codes: np.ndarray, bias: np.ndarray | None, layer: QuantizedLayer) -> np.ndarray:
-    """The scales [C_out] below which a bias and the products of a layer's ``codes`` may leave int32."""
+    """The scales [C_out] below which a bias and the products of a layer's ``codes`` may leave int32.
+
+    Where the layer's input has no quantizer, biases stay float32: only a scale that is no normal number is too small.
+    """
+    if layer.input is None:
+        return np.full(len(codes), affine.SMALLEST_SCALE, np.float32)
     zero_point = int(layer.input.zero_point)
     products = [affine.accumulator_bound(channel[None], None, zero_point, layer.input.scheme) for channel in codes]
     return smallest_weight_scale(bias, float(layer.input.dequantize_scale), np.array(products))
@@ -61,11 +67,12 @@ def layer_bias(graph_module: fx.GraphModule, node: fx.Node) -> np.ndarray | None
     return None if bias is None else tensor_at(graph_module, bias.target).detach().cpu().numpy()
 
 
-def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer) -> None:
+def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, source: ActivationQuantizer) -> None:
+    """Make a layer's bias int32 codes, and prove that its accumulator stays in int32."""
     bias = layer_bias(graph_module, layer.node)
     codes_bias = None
     if bias is not None:
-        scale = (np.float32(layer.input.dequantize_scale.item()) * layer.weight.scale.cpu().numpy()).astype(np.float32)
+        scale = (np.float32(source.dequantize_scale.item()) * layer.weight.scale.cpu().numpy()).astype(np.float32)
         codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         if np.any(np.abs(codes) > INT32_MAX):
             raise QDeployError(
@@ -80,7 +87,7 @@ def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer) -> None:
         call.meta["val"] = node.meta.get("val")
         layer.node.replace_input_with(node, call)
     reach = affine.accumulator_bound(
-        layer.weight.codes.cpu().numpy(), codes_bias, int(layer.input.zero_point), layer.input.scheme
+        layer.weight.codes.cpu().numpy(), codes_bias, int(source.zero_point), source.scheme
     )
     if reach > INT32_MAX:
         raise QDeployError(

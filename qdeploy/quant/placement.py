@@ -39,26 +39,32 @@ _GEMM_ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLayer:
-    """A layer with quantized weights, and the quantizers around it, by their module paths in the graph."""
+    """A quantized weight, the operator that reads it, and the quantizer of what it is multiplied with.
+
+    ``weight_call`` is where the graph calls the weight's quantizer. ``input`` is None where nothing that is known
+    before the model runs is quantized: activations that the kernel quantizes itself, or rows that are looked up.
+    """
 
     name: str
     node: fx.Node
     weight: WeightQuantizer
-    input: ActivationQuantizer
+    weight_call: fx.Node
+    input: ActivationQuantizer | None
     exempt: bool = False  # kept wider than the other layers by default, so in training it gets a plain fake quantizer
 
     @property
     def weight_path(self) -> str:
         """Where the float32 weight lies in the graph, until codes take its place."""
-        quantizer_call = argument(self.node, 1, "weight")
-        return str(quantizer_call.args[0].target)
+        (weight,) = self.weight_call.all_input_nodes
+        return str(weight.target)
 
     @property
     def pair_limit(self) -> int | None:
         """What pairs of its weights may sum to at most (core/saturation.py); None where its codes cannot reach that."""
-        limit, scheme = saturation.pair_limit(self.input.scheme.qmax), self.weight.scheme
+        reads, scheme = self.input.scheme if self.input else schemes.activation(), self.weight.scheme
+        limit = saturation.pair_limit(reads.qmax)
         groups = 1 if operator_name(self.node) == "aten.linear" else int(argument(self.node, 6, "groups", 1))
-        shape = shape_of(argument(self.node, 1, "weight"))
+        shape = shape_of(self.weight_call)
         if saturation.is_depthwise(tuple(shape), groups) or 2 * max(scheme.qmax, -scheme.qmin) <= limit:
             return None
         return limit
@@ -96,8 +102,8 @@ def place(
     for node in nodes:
         quantizer = WeightQuantizer(f"{node.meta[LAYER]}.weight", wanted[node].weight)
         weight_node = argument(node, 1, "weight")
-        _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", quantizer, weight_node, [node])
-        layer = QuantizedLayer(node.meta[LAYER], node, quantizer, quantized[node], wanted[node].exempt)
+        call = _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", quantizer, weight_node, [node])
+        layer = QuantizedLayer(node.meta[LAYER], node, quantizer, call, quantized[node], wanted[node].exempt)
         placement.layers.append(layer)
     graph_module.graph.lint()
     graph_module.recompile()

@@ -108,7 +108,7 @@ def prepare(
     """
     method, plain = (plugins.load("fake quant", name) for name in (fake_quant, EXEMPT))
     calibration.watch(graph_module, placement, batches, observer=observer, **(observer_options or {}))
-    trained = {layer.input.name for layer in placement.layers if not layer.exempt}
+    trained = {layer.input.name for layer in placement.layers if layer.input is not None and not layer.exempt}
     calls = {str(n.target): n for n in reversed(graph_module.graph.nodes) if n.op == "call_module"}
     for name, quantizer in placement.activations.items():
         low, high = quantizer.observed_range()
