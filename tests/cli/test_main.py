@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import subprocess
@@ -134,7 +135,9 @@ def test_a_terminated_command_lets_go_of_what_it_holds():
     """As Ctrl-C does: a batch system, a service manager and a terminal that is closed end programs with these."""
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), "probe", "wait"]
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        # What is ignored here, as under nohup, would be ignored there too.
+        heard = functools.partial(signal.signal, number, signal.SIG_DFL)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=heard) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(number)
