@@ -5,7 +5,6 @@ Nothing is timed, so this is as good on an emulated CPU as on a real one.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from qdeploy.bench.schedule import golden_of
 from qdeploy.core import plugins
-from qdeploy.core.errors import QDeployError, nearest
+from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import Answer, Answers, Environment, from_json, pack_decisions
 from qdeploy.targets._base import open_target
 from qdeploy.verify.bundle import read_bundle
@@ -91,34 +90,39 @@ def ask(
     return Answers(name, facts["runtime"], environment, tuple(rows), dataset), failures
 
 
-def split_of(
-    bundle: Path, *, dataset: str | None = None, options: Mapping[str, Any] | None = None, samples: int | None = None
-) -> Split:
-    """The evaluation split that a bundle's recorded metric was measured on, or the first ``samples`` of it.
+def dataset_of(bundle: Path, dataset: str | None = None) -> str:
+    """The data set that a bundle's recorded metric was measured on, or ``dataset`` in its place.
 
-    ``dataset`` takes the place of the data set that the manifest names. That one and the metric must be of those that
-    ship with qdeploy: a bundle from elsewhere chooses no code to run. ``options`` are the data set's own (root ...).
+    Without the latter it must be one of those that ship with qdeploy, and so must the metric: a bundle from elsewhere
+    chooses no code to run.
     """
     recorded = read_bundle(bundle)["manifest"]["metric"]
     if recorded is None:
         raise QDeployError(f"{bundle} records no metric, so there is nothing to measure again.")
     if plugins.is_path(recorded["name"]):
         raise QDeployError(f"{bundle} names a file for its metric, {recorded['name']!r}, which is not run.")
-    name = dataset or recorded["dataset"]
+    name: str = dataset or recorded["dataset"]
     if dataset is None and plugins.is_path(name):
         raise QDeployError(f"{bundle} was judged on a data set of its builder's own, {name!r}.", "Name it: --dataset.")
-    make = plugins.load("dataset", name)
-    accepted = inspect.signature(make).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    for option in options or {}:
-        if option not in accepted and not open_ended:
-            raise QDeployError(f"The data set {name} has no option {option!r}.", nearest(option, accepted))
-    raw, targets = make(**(options or {})).split("evaluation")
+    return name
+
+
+def split_of(
+    bundle: Path, *, dataset: str | None = None, options: Mapping[str, Any] | None = None, samples: int | None = None
+) -> Split:
+    """The evaluation split that a bundle's recorded metric was measured on, or the first ``samples`` of it.
+
+    ``dataset``: see dataset_of. ``options`` are the data set's own (root ...), checked against its signature.
+    """
+    name = dataset_of(bundle, dataset)
+    recorded = read_bundle(bundle)["manifest"]["metric"]
+    raw, targets = plugins.load("dataset", name)(**(options or {})).split("evaluation")
     found = fingerprint(raw, targets)
     if recorded["fingerprint"] != found:
         raise QDeployError(
             f"The evaluation split of {name} here is not the one that {bundle} was judged on.",
-            "Compare the files of the data set with those of the machine that built it.",
+            "Give the data set the options that the recipe gave it (--data KEY=VALUE), and compare its files with "
+            "those of the machine that built the bundle.",
         )
     return Split(name, raw[:samples], targets[:samples], plugins.load("metric", recorded["name"])(), found)
 

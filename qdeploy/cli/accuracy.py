@@ -32,27 +32,32 @@ def command(
 
     The samples are sent to the target and its answers scored here, after the
     golden vectors have been compared. The data has to be, bit for bit, what the
-    bundles were judged on when they were built.
+    bundles were judged on when they were built. Exits with code 1 if golden
+    vectors differ there, and with 2 if a bundle cannot be read or run.
 
     Example: qdeploy accuracy runs/digits --target qemu:cortex-a72
     """
     from rich.console import Console
 
-    from qdeploy.bench.answers import ask, split_of
+    from qdeploy.bench.answers import ask, dataset_of, split_of
     from qdeploy.cli.bench import find_bundles, progress
     from qdeploy.cli.errors import show
+    from qdeploy.core import plugins
     from qdeploy.core.errors import QDeployError
     from qdeploy.recipe.overrides import key_values
+    from qdeploy.recipe.signature import require_arguments
     from qdeploy.reports.answers import answers_table
 
     console = Console()
     bundles = list(dict.fromkeys(found for path in paths for found in find_bundles(path)))
     places.check_output("--json", json_file, [*bundles, *(path / "results.json" for path in paths)])
-    split: Split = split_of(bundles[0], dataset=dataset, options=key_values(options, "--data"), samples=samples)
-    wrong = False
+    given, name = key_values(options, "--data"), dataset_of(bundles[0], dataset)
+    require_arguments(plugins.load("dataset", name), given, f"The data set {name}", "--data")
+    split: Split = split_of(bundles[0], dataset=dataset, options=given, samples=samples)
+    wrong = differs = False
 
     def measure(target: str) -> None:
-        nonlocal wrong
+        nonlocal wrong, differs
         with progress() as advance:
             answers, failures = ask(
                 bundles, target=target, runtime=runtime, provider=provider, split=split, progress=advance
@@ -61,8 +66,11 @@ def command(
             show(QDeployError(f"{target}: {failure.error.message}", failure.error.hint))
         wrong = wrong or bool(failures)
         if answers is not None:
+            differs = differs or not all(row.golden.passed for row in answers.rows)
             console.print(answers_table(answers))
             places.save(answers, json_file, targets, console)
 
     if places.each(targets, measure) or wrong:
         raise typer.Exit(2)
+    if differs:
+        raise typer.Exit(1)

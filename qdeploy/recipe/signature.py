@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from qdeploy.core.errors import QDeployError
 from qdeploy.recipe.problems import Problem, problems_of
 from qdeploy.recipe.text import Location
 
@@ -51,6 +52,13 @@ def check_arguments(
     except ValidationError as error:
         return problems_of(error, model, at)
     return []
+
+
+def require_arguments(call: Callable[..., Any], arguments: Mapping[str, Any], what: str, option: str) -> None:
+    """QDeployError if ``what``, called with ``arguments`` that were given with ``option``, would refuse them."""
+    for problem in check_arguments(call, arguments, (option,))[:1]:
+        key = " ".join(problem.location)
+        raise QDeployError(f"{what} cannot be had with {key}: {problem.message}.", problem.hint)
 
 
 def _unpacked(parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]) -> dict[str, Any]:

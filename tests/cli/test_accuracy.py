@@ -108,6 +108,16 @@ def test_a_data_set_may_have_another_name_here(folder: Path, tmp_path: Path):
 def test_bad_options_are_errors(folder: Path):
     assert "is not KEY=VALUE" in accuracy(folder, "--data", "root").output
     assert "There is no dataset named" in accuracy(folder, "--dataset", "digts").output
-    assert "has no option 'rot'" in accuracy(folder, "--data", "rot=here").output
+    assert "--data rot: unknown key" in accuracy(folder, "--data", "rot=here").output
+    wrong = accuracy(folder, "--data", "validation=abc")
+    assert (wrong.exit_code, "--data validation" in wrong.output) == (2, True)
     bundle = bundles.write_bundle(folder, "none", metric=None)
     assert "records no metric" in accuracy(bundle).output
+
+
+def test_golden_vectors_that_differ_are_told_by_the_exit_code(folder: Path):
+    manifest, files = bundles.read_members(folder / "int8.qdeploy.zip")
+    bundles.write_members(folder / "int8.qdeploy.zip", manifest, bundles.shift_golden(files, 1.0))
+    result = accuracy(folder, "--samples", 20)
+    assert "80 of 80 differ" in result.output
+    assert result.exit_code == 1
