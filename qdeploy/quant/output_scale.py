@@ -27,10 +27,11 @@ def output_scale(weight: NDArray[Any], scheme: QScheme, second_moment: NDArray[A
     """
     start = best = symmetric_scale(weight, scheme, observer="mse")
     least = np.full(len(start), np.inf)
+    spread = gptq.Spread.of(Layer.of(weight, start, scheme, second_moment))
     for fraction in FRACTIONS:
         scale = np.maximum(start * np.float32(fraction), np.float32(SMALLEST_SCALE))
         layer = Layer.of(weight, scale, scheme, second_moment)
-        error = layer.error(gptq.solve(layer)).reshape(-1) * scale.astype(np.float64) ** 2
+        error = layer.error(gptq.solve(layer, spread)).reshape(-1) * scale.astype(np.float64) ** 2
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return best
 

@@ -35,7 +35,7 @@ def textbook(steps: np.ndarray, moment: np.ndarray, order: np.ndarray) -> np.nda
 @pytest.mark.parametrize("size", [1, 10, gptq.BLOCK + 40])
 def test_blocks_and_cholesky_change_nothing(size, act_order):
     layer = problem(4, size, groups=2)
-    found = gptq.solve(layer, 0.01, act_order=act_order)
+    found = gptq.solve(layer, gptq.Spread.of(layer, act_order=act_order))
     damped = layer.damped(0.01)
     for group in range(2):
         order = np.argsort(-np.diag(damped[group]), kind="stable") if act_order else np.arange(size)
@@ -47,7 +47,8 @@ def test_act_order_helps_where_inputs_differ_in_power():
     layer = problem(64, 40, seed=1)
     powers = np.geomspace(0.1, 10, 40)
     uneven = Layer(layer.steps, layer.moment * powers[:, None] * powers, SCHEME, layer.shape)
-    ordered, plain = (uneven.error(gptq.solve(uneven, act_order=on)).sum() for on in (True, False))
+    spreads = [gptq.Spread.of(uneven, act_order=on) for on in (True, False)]
+    ordered, plain = (uneven.error(gptq.solve(uneven, spread)).sum() for spread in spreads)
     assert ordered < 0.9 * plain
 
 

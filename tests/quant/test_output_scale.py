@@ -30,7 +30,8 @@ def test_output_scale_is_never_worse_than_mse_where_gptq_rounds(scheme, groups):
     found = []
     for scale in (output_scale(w, scheme, moment), symmetric_scale(w, scheme, observer="mse")):
         assert scale.dtype == np.float32
-        codes = gptq.solve(Layer.of(w, scale, scheme, moment))
+        seen = Layer.of(w, scale, scheme, moment)
+        codes = gptq.solve(seen, gptq.Spread.of(seen))
         found.append(errors(w, codes, scale, scheme, moment))
     assert (found[0] <= found[1]).all()
     assert found[0].sum() < 0.98 * found[1].sum()

@@ -6,7 +6,10 @@ Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1, with columns in the order
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from qdeploy.core.errors import QDeployError
@@ -38,17 +41,34 @@ def round_weight(
     layer = Layer.of(weight, scale, scheme, second_moment)
     if second_moment is None or weight.size == 0:
         return layer.best()  # with independent inputs no error can be made up for
-    return layer.best(solve(layer, damping, act_order=act_order))
+    return layer.best(solve(layer, Spread.of(layer, damping, act_order=act_order)))
 
 
-def solve(layer: Layer, damping: float = 0.01, *, act_order: bool = True) -> Float64:
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the error of one input's weights spreads to those that follow; it depends on the inputs' moment alone.
+
+    ``order`` [groups, K] is the order in which inputs are rounded, ``factor`` [groups, K, K] the upper Cholesky factor
+    U of the inverse of their damped moment in that order, H^-1 = U^T U.
+    """
+
+    order: NDArray[np.intp]
+    factor: Float64
+
+    @classmethod
+    def of(cls, layer: Layer, damping: float = 0.01, *, act_order: bool = True) -> Spread:
+        """For a layer's moment. QDeployError: it is not positive semidefinite."""
+        moment, size = layer.damped(damping), layer.moment.shape[-1]
+        order = np.tile(np.arange(size), (len(moment), 1))
+        if act_order:
+            order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")
+        moment = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
+        return cls(order, _inverse_cholesky(moment))
+
+
+def solve(layer: Layer, spread: Spread) -> Float64:
     """The algorithm itself: codes [groups, R, K]."""
-    moment, size = layer.damped(damping), layer.moment.shape[-1]
-    order = np.tile(np.arange(size), (len(moment), 1))
-    if act_order:
-        order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2), axis=1, kind="stable")
-    moment = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2)
-    spread = _inverse_cholesky(moment)
+    order, factor, size = spread.order, spread.factor, layer.moment.shape[-1]
     rest = np.take_along_axis(layer.steps, order[:, None, :], 2)  # what is left to round, in steps
     codes = np.empty_like(rest)
     for start in range(0, size, BLOCK):
@@ -56,9 +76,9 @@ def solve(layer: Layer, damping: float = 0.01, *, act_order: bool = True) -> Flo
         errors = np.empty((*rest.shape[:2], stop - start))
         for j in range(start, stop):
             codes[..., j] = nearest_codes(rest[..., j], layer.scheme)
-            error = errors[..., j - start] = (rest[..., j] - codes[..., j]) / spread[:, None, j, j]
-            rest[..., j + 1 : stop] -= error[..., None] * spread[:, None, j, j + 1 : stop]
-        rest[..., stop:] -= errors @ spread[:, start:stop, stop:]
+            error = errors[..., j - start] = (rest[..., j] - codes[..., j]) / factor[:, None, j, j]
+            rest[..., j + 1 : stop] -= error[..., None] * factor[:, None, j, j + 1 : stop]
+        rest[..., stop:] -= errors @ factor[:, start:stop, stop:]
     return np.take_along_axis(codes, np.argsort(order, axis=1)[:, None, :], 2)
 
 
@@ -73,4 +93,7 @@ def _inverse_cholesky(moment: Float64) -> Float64:
         raise QDeployError(
             "The second moment of a layer's inputs is not positive definite.", "Raise rounding.damping."
         ) from None
-    return np.triu(np.linalg.inv(factor))
+    upper = torch.from_numpy(factor.copy())
+    identity = torch.eye(upper.shape[-1], dtype=upper.dtype).expand_as(upper)
+    inverse: Float64 = torch.linalg.solve_triangular(upper, identity, upper=True).numpy()
+    return inverse
