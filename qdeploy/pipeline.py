@@ -399,4 +399,4 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
             unportable=sum(map(len, proof["portability"].values())) if proof["integer_mac_share"] else None,
         ))  # fmt: skip
     return Results(name=recipe.name, baseline=recipe.baseline, variants=tuple(variants), dataset=recipe.data.name,
-                   created_by=f"qdeploy {__version__}")  # fmt: skip
+                   created_by=f"qdeploy {__version__}", profile=recipe.profile)  # fmt: skip

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def command(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/digits.yaml.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A file, or a name that `qdeploy list recipes` shows.", show_default=False
+        ),
     ],
     sets: Annotated[
         list[str] | None,
@@ -29,9 +32,27 @@ def command(
         list[str] | None,
         typer.Option("--only", metavar="VARIANT", help="Build this variant (and float32) only. Repeatable."),
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="One of the recipe's own profiles; --set wins over it.", show_default=False),
+    ] = "",
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-pretrained",
+            metavar="CHECKPOINT",
+            help="Take the float32 weights from this file (.safetensors, .pth, .th, .pt) instead of training.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where to build (default: runs/NAME).", show_default=False),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where to build (default: runs/NAME, with a profile runs/NAME-PROFILE).",
+            show_default=False,
+        ),
     ] = None,
     bench: Annotated[bool, typer.Option(help="Time the bundles that changed, at the end.")] = True,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do.")] = False,
@@ -48,15 +69,16 @@ def command(
     from qdeploy.core.extras import require_build
 
     require_build()
+    from qdeploy.recipe.find import find
     from qdeploy.recipe.load import load
 
-    loaded = load(recipe, overrides=sets or (), only=only or ())
+    loaded = load(find(recipe), sets or (), only or (), profile=profile, pretrained=pretrained)
     # Only now what takes seconds to import: a wrong recipe is answered at once.
     from qdeploy import pipeline
     from qdeploy.reports.terminal import results_table
     from qdeploy.reports.verdict import verdict
 
-    folder = out or Path("runs") / loaded.name
+    folder = out or Path("runs") / loaded.folder
     console = Console()
     if plan:
         waiting = pipeline.pending(loaded, folder)

@@ -165,6 +165,7 @@ class Results:
     dataset: str = ""
     created_by: str = ""  # "qdeploy 0.1.0"
     refusals: tuple[Refusal, ...] = ()
+    profile: str = ""  # of the recipe's profiles, the one that was built
     schema: str = RESULTS_SCHEMA
 
 

@@ -347,7 +347,10 @@ class BenchRecipe(Strict):
 
 
 class Recipe(Strict):
-    """One float32 model, several variants of it. Made by ``qdeploy.recipe.load.load``."""
+    """One float32 model, several variants of it. Made by ``qdeploy.recipe.load.load``.
+
+    ``profiles`` are sets of changes by name, with dotted keys: load has made those of the profile that was asked for.
+    """
 
     name: Name
     description: str = ""
@@ -357,12 +360,24 @@ class Recipe(Strict):
     input: InputRecipe | None = None
     variants: dict[Name, Annotated[VariantRecipe, BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     bench: BenchRecipe = BenchRecipe()
+    profiles: dict[Name, Annotated[dict[str, Any], BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     _base: Path = PrivateAttr(default=Path())
+    _profile: str = PrivateAttr(default="")
 
     @property
     def base(self) -> Path:
         """The folder that paths are relative to when they are not relative to the working directory."""
         return self._base
+
+    @property
+    def profile(self) -> str:
+        """The name of the profile whose settings these are; empty where none was asked for."""
+        return self._profile
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that a build goes to, below runs/: profiles never share one."""
+        return f"{self.name}-{self.profile}" if self.profile else self.name
 
     @property
     def baseline(self) -> str:

@@ -70,7 +70,7 @@ def test_a_grid_can_be_changed(read):
         ),
         ("variants.int9.weights.bits=4", ["there is no variant 'int9'", "'int8'"]),
         ("variants.int9={}", ["there is no variant 'int9'", "'int8'"]),
-        ("name.first=5", ["name is 'mine' and has no keys", "--set name=VALUE"]),
+        ("name.first=5", ["name is 'mine' and has no keys", "Set name itself"]),
         ("train.epochs", ["--set train.epochs is not KEY=VALUE", "--set train.epochs=5"]),
         ("=5", ["is not KEY=VALUE"]),
         ("train..epochs=5", ["is not KEY=VALUE"]),
