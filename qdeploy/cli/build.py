@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdeploy.cli import logs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qdeploy.core.records import Results
+    from qdeploy.loggers._base import Run
     from qdeploy.pipeline import Events
+    from qdeploy.recipe.schema import Recipe
 
 
 def command(
@@ -55,6 +60,7 @@ def command(
         ),
     ] = None,
     bench: Annotated[bool, typer.Option(help="Time the bundles that changed, at the end.")] = True,
+    log: logs.Logs = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do.")] = False,
 ) -> None:
     """Build every variant of a recipe: train, quantize, export, prove, bundle, time, report.
@@ -86,11 +92,29 @@ def command(
             console.print(stage.name, highlight=False, markup=False)
         console.print(f"{len(waiting)} stages to run." if waiting else "Nothing to do.", style="dim")
         return
+    opened = logs.open_all(log)
     with _events() as events:
         results = pipeline.build(loaded, folder, events=events, measure=bench)
     console.print(results_table(results))
     console.print(str(verdict(results)), highlight=False, markup=False)
     _say_where(console, folder)
+    if opened and not logs.write(opened, results.name, _as_run(loaded, results, folder), console):
+        raise typer.Exit(2)
+
+
+def _as_run(recipe: Recipe, results: Results, folder: Path) -> Run:
+    """What a logger is given of a build."""
+    from qdeploy import pipeline, runner
+    from qdeploy.core.records import Environment, from_json
+    from qdeploy.loggers._runs import of_build
+
+    settings = {key: value for key, value in recipe.dump().items() if key not in ("variants", "profiles")}
+    return of_build(
+        results, folder, recipe=settings,
+        variants={name: variant.dump() for name, variant in recipe.variants.items()},
+        histories=pipeline.histories(recipe, folder),
+        environment=from_json(Environment, runner.environment(), "environment"),
+    )  # fmt: skip
 
 
 def _say_where(console: Console, folder: Path) -> None:
