@@ -9,18 +9,26 @@ from pydantic import ValidationError
 
 from qdeploy.recipe import grid, text
 from qdeploy.recipe.find import base_of
+from qdeploy.recipe.overrides import apply, of_profile
 from qdeploy.recipe.problems import Problem, problems_of, raise_problems
 from qdeploy.recipe.schema import Recipe, VariantRecipe
 from qdeploy.recipe.text import Origins
 
 
 def outline(path: Path) -> Recipe:
-    """The recipe at ``path`` with its grid expanded and its baseline added. One QDeployError says all that is wrong."""
+    """The recipe at ``path`` with its grid expanded and its baseline added; its profiles are checked as well.
+
+    One QDeployError says all that is wrong.
+    """
     data, origins = text.read(path)
     recipe = checked(path, data, origins)
     problems: list[Problem] = []
     recipe = recipe.model_copy(update={"variants": with_baseline(recipe.variants, problems)})
     raise_problems(path, problems, origins)
+    for name in recipe.profiles:
+        data, origins = text.read(path)
+        apply(data, origins, of_profile(data, origins, name, path))
+        checked(path, data, origins)
     return recipe
 
 

@@ -87,6 +87,9 @@ def test_recipes_show_their_description_or_first_comment_data_and_variants(here:
 
 
 def test_a_broken_recipe_says_why_and_breaks_no_other(here: Path):
+    profile = "profiles: {fast: {train.epoch: 1}}"
+    write(here, e=f"{GOOD}{profile}\n")
+    assert "train.epoch (profile fast, line 5): unknown key" in names("recipes")["recipes"]["e"]
     write(here, a=GOOD, b="name: d\nname: d\n", c=f"{GOOD}train: {{epoch: 1}}\n", d=GOOD.replace("epochs", "epoch"))
     found = names("recipes")["recipes"]
     assert found["a"] == "(data digits; 1 variant)"
