@@ -41,6 +41,8 @@ def write(logs: Sequence[Log], project: str, run: Run, console: Console) -> bool
         try:
             console.print(f"log: {log.write(project, run)}", soft_wrap=True, highlight=False, markup=False)
         except QDeployError as error:
-            show(error)
+            show(
+                QDeployError(error.message, f"{error.hint} What was built or measured is complete without it.".lstrip())
+            )
             whole = False
     return whole

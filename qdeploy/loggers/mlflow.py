@@ -20,6 +20,7 @@ SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default it tries for minutes before it says that nobody is there
 }
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 MOST_IN_A_BATCH = {"params": 100, "metrics": 1000}  # what a server takes in one request
 
 
@@ -38,7 +39,8 @@ class Logger(Log):
         from mlflow.tracking import MlflowClient
 
         self.uri = _resolved(address or mlflow.get_tracking_uri())
-        with _told(f"MLflow at {self.uri} cannot be used"):
+        self.shown = re.sub(r"//[^/@]*@", "//", self.uri)  # without a password
+        with _told(f"MLflow at {self.shown} cannot be used"):
             self._client = MlflowClient(self.uri)
             self._client.search_experiments(max_results=1)  # a client alone asks nobody
 
@@ -51,13 +53,13 @@ class Logger(Log):
     def write(self, project: str, run: Run) -> str:
         """Keep ``run`` in the experiment ``project``; returns the address of its page, or the store and its id."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or project
-        with _told(f"MLflow at {self.uri} did not take all of {run.name}"):
+        with _told(f"MLflow at {self.shown} did not take all of {run.name}"):
             found = self._client.get_experiment_by_name(name)
             experiment = self._client.create_experiment(name) if found is None else found.experiment_id
             made = self._keep(run, experiment)
         if self.uri.startswith("http"):
-            return f"{self.uri.rstrip('/')}/#/experiments/{experiment}/runs/{made}"
-        return f"{self.uri}, experiment {name}, run {made}"
+            return f"{self.shown.rstrip('/')}/#/experiments/{experiment}/runs/{made}"
+        return f"{self.shown}, experiment {name}, run {made}"
 
     def _keep(self, run: Run, experiment: str, parent: str | None = None) -> str:
         """Write a run and its children; returns its id. What breaks off is left as FAILED."""
@@ -91,9 +93,15 @@ class Logger(Log):
 
 
 def _resolved(address: str) -> str:
-    """The address as mlflow takes it. MLflow refuses folders, which get no new features, until it is told twice."""
-    if "://" in address and not address.startswith("file:"):
+    """The address as mlflow takes it. QDeployError: it lacks its scheme, or what serves it is not installed."""
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme != "file":
+        if scheme.partition("+")[0] in DATABASES and importlib.util.find_spec("sqlalchemy") is None:
+            raise QDeployError(f"{address} is a database, which needs all of MLflow.", "pip install mlflow")
         return address
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", address):
+        raise QDeployError(f"{address} has no scheme.", f"Write --log mlflow:http://{address}.")
+    # MLflow refuses folders, which get no new features, until it is told twice.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return address if address.startswith("file:") else str(Path(address).expanduser().absolute())
 
@@ -111,11 +119,9 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except failures as error:
-        hint = "Results of a build are complete without it. See that the server runs, or give another address: --log "
         why = str(error).strip().partition("\n")[0][:300] or type(error).__name__
-        if "unsupported URI" in why:
-            hint = "Databases need all of MLflow: pip install mlflow. Otherwise --log "
-        raise QDeployError(f"{what}: {why}", f"{hint}mlflow:http://HOST:5000.") from error
+        hint = "See that it is there and lets you write, or give another address: --log mlflow:http://HOST:5000."
+        raise QDeployError(f"{what}: {why}", hint) from error
 
 
 def _key(key: str) -> str:

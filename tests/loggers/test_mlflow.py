@@ -160,6 +160,7 @@ def test_a_logger_that_fails_at_the_end_loses_nothing(built: Path, server: str, 
     )
     assert done.exit_code == 2
     assert "kept-fast was not taken." in done.output
+    assert "What was built or measured is complete without it." in done.output
     assert f"log: {server}" in done.output
     assert [variant.name for variant in records.load(Results, folder / "again" / "results.json").variants] == ["fp32"]
     assert len(client.search_runs([client.get_experiment_by_name("kept").experiment_id])) == before + 2
@@ -186,6 +187,10 @@ def test_databases_and_folders_are_addresses_too(tmp_path: Path, monkeypatch: py
     (tmp_path / "no.db").write_text("this is no database")
     with pytest.raises(QDeployError, match="cannot be used"):
         Logger("sqlite:///no.db")
+    with pytest.raises(QDeployError, match="no scheme") as caught:
+        Logger("localhost:5000")
+    assert "mlflow:http://localhost:5000" in caught.value.hint
+    assert not (tmp_path / "localhost:5000").exists()
     assert Logger("file:kept").uri == "file:kept"
     assert (tmp_path / "kept").is_dir()
 
