@@ -45,7 +45,8 @@ def load(
     recipe, problems = _look_outside(checked(path, data, origins), base)
     raise_problems(path, problems, origins)
     recipe = recipe.model_copy(update={"variants": _chosen(recipe, only)})
-    recipe._base, recipe._profile = base, profile
+    recipe._base = base
+    recipe._profile = profile
     return recipe
 
 

@@ -347,20 +347,18 @@ class BenchRecipe(Strict):
 
 
 class Recipe(Strict):
-    """One float32 model, several variants of it. Made by ``qdeploy.recipe.load.load``.
-
-    ``profiles`` are sets of changes by name, with dotted keys: load has made those of the profile that was asked for.
-    """
+    """One float32 model, several variants of it. Made by ``qdeploy.recipe.load.load``."""
 
     name: Name
     description: str = ""
+    # Sets of changes by name, with dotted keys; load has made those of the profile that was asked for.
+    profiles: dict[Name, Annotated[dict[str, Any], BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     model: ModelRecipe
     data: DataRecipe
     train: TrainRecipe | None = None
     input: InputRecipe | None = None
     variants: dict[Name, Annotated[VariantRecipe, BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     bench: BenchRecipe = BenchRecipe()
-    profiles: dict[Name, Annotated[dict[str, Any], BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     _base: Path = PrivateAttr(default=Path())
     _profile: str = PrivateAttr(default="")
 
