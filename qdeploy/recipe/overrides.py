@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,26 @@ def apply(data: dict[str, Any], origins: Origins, settings: Iterable[Setting]) -
     """Make each of ``settings`` in ``data``, in order, and note in ``origins`` where it came from.
 
     Keys are dotted (train.epochs, variants.ptq-int8.weights.bits). A key that does not exist in ``data`` is added, and
-    left to the schema to accept or refuse; a variant is never added. Raises QDeployError for one that has no place.
+    left to the schema to accept or refuse; a variant is never added. variants.lsq-*.train.epochs is a key of every
+    variant that is written out (not in the grid) under such a name. Raises QDeployError for one that has no place.
     """
     for setting in settings:
-        _set(data, origins, setting)
+        for each in _of_every_variant(data, setting):
+            _set(data, origins, each)
+
+
+def _of_every_variant(data: dict[str, Any], setting: Setting) -> list[Setting]:
+    """The setting itself, or where its variant is a pattern one for each that matches."""
+    section, _, rest = setting.key.partition(".")
+    pattern, dot, inner = rest.partition(".")
+    if section != "variants" or "*" not in pattern:
+        return [setting]
+    variants = data.get("variants")
+    known = list(variants) if isinstance(variants, dict) else []
+    matching = fnmatch.filter(known, pattern)
+    if not matching:
+        raise QDeployError(f"{setting.said}: there is no variant like {pattern!r}.", nearest(pattern, known))
+    return [replace(setting, key=f"variants.{name}{dot}{inner}") for name in matching]
 
 
 def _set(data: dict[str, Any], origins: Origins, setting: Setting) -> None:
