@@ -27,7 +27,7 @@ from qdeploy.core import plugins, records, sources
 from qdeploy.core.errors import NotRepresentableError, QDeployError
 from qdeploy.core.files import sha256, write_atomic, write_json
 from qdeploy.core.records import Interval, Layer, Metric, Refusal, Results, Variant
-from qdeploy.core.stages import Folders, Stage, execute, is_done, key_of
+from qdeploy.core.stages import Folders, Stage, execute, folder_of, is_done, key_of
 from qdeploy.export import artifact
 from qdeploy.quant import qat
 from qdeploy.quant.rules import Rule
@@ -90,6 +90,13 @@ def pending(recipe: Recipe, out: Path) -> list[Stage]:
     """The stages of a plan that a build into ``out`` would run."""
     recipe, _ = _representable(recipe)
     return [stage for stage in plan(recipe, Events()) if not is_done(stage, out / "stages")]
+
+
+def histories(recipe: Recipe, out: Path) -> dict[str, dict[str, Any]]:
+    """What training left of its epochs in a build's folder, by stage: "train", "qat-int4/qat"."""
+    recipe, _ = _representable(recipe)
+    files = {stage.name: folder_of(stage, out / "stages") / "history.json" for stage in plan(recipe, Events())}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
 def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
@@ -399,4 +406,4 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
             unportable=sum(map(len, proof["portability"].values())) if proof["integer_mac_share"] else None,
         ))  # fmt: skip
     return Results(name=recipe.name, baseline=recipe.baseline, variants=tuple(variants), dataset=recipe.data.name,
-                   created_by=f"qdeploy {__version__}")  # fmt: skip
+                   created_by=f"qdeploy {__version__}", profile=recipe.profile)  # fmt: skip

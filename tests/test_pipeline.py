@@ -88,6 +88,12 @@ def test_the_metric_is_the_bundle_s_own(built: tuple[Path, Results]) -> None:
     assert accuracy == results.variants[1].metric.value == manifest.read(out / "ptq-int8.qdeploy.zip").metric.value
 
 
+def test_training_leaves_its_epochs(built: tuple[Path, Results], recipe_file: Path) -> None:
+    found = pipeline.histories(load(recipe_file), built[0])
+    assert list(found) == ["train"]
+    assert [line["epoch"] for line in found["train"]["epochs"]] == [1, 2, 3, 4]
+
+
 def test_an_unchanged_build_does_nothing(built: tuple[Path, Results], recipe_file: Path) -> None:
     out, results = built
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}

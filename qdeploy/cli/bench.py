@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qdeploy.cli import places
+from qdeploy.cli import logs, places
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from qdeploy.core.records import Bench
+    from qdeploy.loggers._base import Log
 
 
 def command(
@@ -41,6 +42,7 @@ def command(
         typer.Option(metavar="NAME", help="The bundle that speed-ups refer to (default: the float32 one)."),
     ] = None,
     json_file: places.JsonFile = None,
+    log: logs.Logs = None,
 ) -> None:
     """Time bundles side by side: latency, throughput, load time, memory, speed-up.
 
@@ -65,6 +67,7 @@ def command(
     if baseline is None and len(paths) == 1 and builds:
         baseline = _baseline_of(builds[0])
     console = Console()
+    opened, unlogged = logs.open_all(log), []
 
     def measure(target: str) -> None:
         with progress() as advance:
@@ -77,8 +80,10 @@ def command(
         # A build's page tells of the machine that made it.
         for folder in builds if target == "local" and runtime == "onnxruntime" and provider is None else ():
             update_build(folder, bench, console)
+        if opened and not log_bench(opened, bundles, bench, console):
+            unlogged.append(target)
 
-    if places.each(targets, measure):
+    if places.each(targets, measure) or unlogged:
         raise typer.Exit(2)
 
 
@@ -143,6 +148,15 @@ def update_build(folder: Path, bench: Bench, console: Console) -> None:
     save(updated, folder / "results.json")
     html.write(updated, folder / "report.html")
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def log_bench(opened: Sequence[Log], bundles: Sequence[Path], bench: Bench, console: Console) -> bool:
+    """Hand a bench to the loggers, under the recipe of its bundles where they have one; returns whether all took it."""
+    from qdeploy.bundle import manifest
+    from qdeploy.loggers._runs import of_bench
+
+    recipes = {manifest.read(bundle).recipe for bundle in bundles}
+    return logs.write(opened, recipes.pop() if len(recipes) == 1 else "bench", of_bench(bench), console)
 
 
 def _is_build(path: Path) -> bool:

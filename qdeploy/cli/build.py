@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdeploy.cli import logs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qdeploy.core.records import Results
+    from qdeploy.loggers._base import Run
     from qdeploy.pipeline import Events
+    from qdeploy.recipe.schema import Recipe
 
 
 def command(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/digits.yaml.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A file, or a name that `qdeploy list recipes` shows.", show_default=False
+        ),
     ],
     sets: Annotated[
         list[str] | None,
@@ -29,11 +37,30 @@ def command(
         list[str] | None,
         typer.Option("--only", metavar="VARIANT", help="Build this variant (and float32) only. Repeatable."),
     ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="One of the recipe's own profiles; --set wins over it.", show_default=False),
+    ] = "",
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-pretrained",
+            metavar="CHECKPOINT",
+            help="Take the float32 weights from this file (.safetensors, .pth, .th, .pt) instead of training.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where to build (default: runs/NAME).", show_default=False),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where to build (default: runs/NAME, with a profile runs/NAME-PROFILE).",
+            show_default=False,
+        ),
     ] = None,
     bench: Annotated[bool, typer.Option(help="Time the bundles that changed, at the end.")] = True,
+    log: logs.Logs = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do.")] = False,
 ) -> None:
     """Build every variant of a recipe: train, quantize, export, prove, bundle, time, report.
@@ -48,15 +75,16 @@ def command(
     from qdeploy.core.extras import require_build
 
     require_build()
+    from qdeploy.recipe.find import find
     from qdeploy.recipe.load import load
 
-    loaded = load(recipe, overrides=sets or (), only=only or ())
+    loaded = load(find(recipe), sets or (), only or (), profile=profile, pretrained=pretrained)
     # Only now what takes seconds to import: a wrong recipe is answered at once.
     from qdeploy import pipeline
     from qdeploy.reports.terminal import results_table
     from qdeploy.reports.verdict import verdict
 
-    folder = out or Path("runs") / loaded.name
+    folder = out or Path("runs") / loaded.folder
     console = Console()
     if plan:
         waiting = pipeline.pending(loaded, folder)
@@ -64,11 +92,29 @@ def command(
             console.print(stage.name, highlight=False, markup=False)
         console.print(f"{len(waiting)} stages to run." if waiting else "Nothing to do.", style="dim")
         return
+    opened = logs.open_all(log)
     with _events() as events:
         results = pipeline.build(loaded, folder, events=events, measure=bench)
     console.print(results_table(results))
     console.print(str(verdict(results)), highlight=False, markup=False)
     _say_where(console, folder)
+    if opened and not logs.write(opened, results.name, _as_run(loaded, results, folder), console):
+        raise typer.Exit(2)
+
+
+def _as_run(recipe: Recipe, results: Results, folder: Path) -> Run:
+    """What a logger is given of a build."""
+    from qdeploy import pipeline, runner
+    from qdeploy.core.records import Environment, from_json
+    from qdeploy.loggers._runs import of_build
+
+    settings = {key: value for key, value in recipe.dump().items() if key not in ("variants", "profiles")}
+    return of_build(
+        results, folder, recipe=settings,
+        variants={name: variant.dump() for name, variant in recipe.variants.items()},
+        histories=pipeline.histories(recipe, folder),
+        environment=from_json(Environment, runner.environment(), "environment"),
+    )  # fmt: skip
 
 
 def _say_where(console: Console, folder: Path) -> None:

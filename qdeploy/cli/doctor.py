@@ -53,6 +53,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print the same
         ("Software", _software(facts)),
         ("Runtimes (--runtime)", _plugins("runtime", facts["runtimes"])),
         ("Targets (--target)", _plugins("target", facts["targets"])),
+        ("Loggers (--log)", _plugins("logger", facts["loggers"])),
         ("Known traps here", _traps(facts["traps"])),
     ):
         console.print(title, style="bold")
@@ -87,6 +88,7 @@ def examine() -> dict[str, Any]:
         "providers": providers(onnxruntime.get_available_providers()),
         "runtimes": missing("runtime"),
         "targets": missing("target"),
+        "loggers": missing("logger"),
         "default_threads": default,
         "slowdown": slowdown,
         "saturates": saturates,
@@ -110,7 +112,7 @@ def providers(names: list[str]) -> list[str]:
 
 
 def missing(kind: str) -> dict[str, str]:
-    """What every runtime or target lacks here, by name: what its plugin's ``require()`` raises, else nothing, ""."""
+    """What every plugin of a kind lacks here, by name: what its ``require()`` raises, else nothing, ""."""
     from qdeploy.core import plugins
     from qdeploy.core.errors import QDeployError
 

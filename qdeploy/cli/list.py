@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from pathlib import Path
 
-RECIPES = Path("recipes")
+    from rich.table import Table
 
 
 def command(
@@ -24,7 +23,10 @@ def command(
 ) -> None:
     """List plugins and recipes, each with what it is in a line.
 
-    Example: qdeploy list observers
+    Recipes are those below recipes/, in the working directory and where
+    qdeploy itself lies; `qdeploy build` takes them by these names.
+
+    Example: qdeploy list recipes
     """
     import json
 
@@ -46,7 +48,9 @@ def entries(kind: str) -> dict[str, str]:
     from qdeploy.core import plugins
 
     if kind == "recipes":
-        return {path.as_posix(): _description(path) for path in sorted(RECIPES.glob("*.y*ml"))}
+        from qdeploy.recipe.find import known
+
+        return {name: _in_a_line(path) for name, path in known().items()}
     label = _plurals()[kind]
     return {name: plugins.summary(label, name) for name in plugins.names(label)}
 
@@ -72,17 +76,21 @@ def _kinds(what: str) -> list[str]:
     return [wanted]
 
 
-def _description(path: Path) -> str:
-    """A recipe's ``description``, else its first line if that is a comment. A broken recipe says so."""
+def _in_a_line(path: Path) -> str:
+    """What a recipe compares, on which data, in how many variants and with which profiles. A broken one says so."""
     from qdeploy.core.errors import QDeployError
-    from qdeploy.recipe import text
+    from qdeploy.recipe.outline import outline
 
     try:
-        data, _ = text.read(path)
+        recipe = outline(path)
     except QDeployError as error:
-        return f"(broken: {error.message})"
+        return f"(broken: {' '.join(error.message.split())})"
     first = path.read_text(encoding="utf-8-sig").split("\n", 1)[0]
-    return str(data.get("description") or (first.lstrip("# ") if first.startswith("#") else ""))
+    said = recipe.description or (first.lstrip("# ") if first.startswith("#") else "")
+    facts = [f"data {recipe.data.name}", f"{len(recipe.variants)} variant{'s' if len(recipe.variants) > 1 else ''}"]
+    if recipe.profiles:
+        facts.append(f"profiles {', '.join(recipe.profiles)}")
+    return f"{said} ({'; '.join(facts)})".lstrip()
 
 
 def _table(lines: dict[str, str]) -> Table:

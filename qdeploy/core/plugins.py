@@ -37,6 +37,7 @@ KINDS = {
         Kind("rounding", "qdeploy.quant.rounding", "round_weight"),
         Kind("runtime", "qdeploy.runtimes", "Runtime"),
         Kind("target", "qdeploy.targets", "Target"),
+        Kind("logger", "qdeploy.loggers", "Logger"),
     )
 }
 

@@ -163,6 +163,7 @@ class Results:
     variants: tuple[Variant, ...]
     environment: Environment | None = None
     dataset: str = ""
+    profile: str = ""  # of the recipe's profiles, the one that was built
     created_by: str = ""  # "qdeploy 0.1.0"
     refusals: tuple[Refusal, ...] = ()
     schema: str = RESULTS_SCHEMA

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from qdeploy.core.errors import QDeployError, nearest
-from qdeploy.recipe import grid, text, trials
-from qdeploy.recipe.overrides import apply
-from qdeploy.recipe.problems import Problem, problems_of, raise_problems
+from qdeploy.recipe import text, trials
+from qdeploy.recipe.find import base_of
+from qdeploy.recipe.outline import checked, with_baseline
+from qdeploy.recipe.overrides import apply, of_checkpoint, of_options, of_profile
+from qdeploy.recipe.problems import Problem, raise_problems
 from qdeploy.recipe.schema import ModelRecipe, Recipe, VariantRecipe
 from qdeploy.train.reference import find_file
 
@@ -19,28 +19,34 @@ from qdeploy.train.reference import find_file
 RESERVED = {"base", "seed"}
 
 
-def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Recipe:
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    *,
+    profile: str = "",
+    pretrained: Path | None = None,
+) -> Recipe:
     """The recipe at ``path``, checked as a whole before any work starts.
 
-    ``overrides`` are "a.b=c" with YAML values, ``only`` names the variants to keep; float32 is always kept, because
-    the others are compared with it. Raises one QDeployError with file, line, key and the nearest valid name.
+    ``profile`` is one of the recipe's own, ``pretrained`` a checkpoint that takes the place of training, and
+    ``overrides`` are "a.b=c" with YAML values: later ones win. ``only`` names the variants to keep; float32 is always
+    kept, because the others are compared with it. Raises one QDeployError with file, line, key and the nearest valid
+    name.
     """
     _require_file(path)
     data, origins = text.read(path)
-    apply(data, origins, overrides)
-    base = path.absolute().parent.parent
-    problems = grid.expand(data, origins)
-    recipe = None
-    try:
-        recipe = Recipe.model_validate(data, context={"base": base})
-    except ValidationError as error:
-        problems += problems_of(error, Recipe, also=("grid",))
-    raise_problems(path, problems, origins)
-    assert recipe is not None
-    recipe, problems = _look_outside(recipe, base)
+    if profile:
+        apply(data, origins, of_profile(data, origins, profile, path))
+    if pretrained is not None:
+        apply(data, origins, of_checkpoint(pretrained))
+    apply(data, origins, of_options(overrides))
+    base = base_of(path)
+    recipe, problems = _look_outside(checked(path, data, origins), base)
     raise_problems(path, problems, origins)
     recipe = recipe.model_copy(update={"variants": _chosen(recipe, only)})
     recipe._base = base
+    recipe._profile = profile
     return recipe
 
 
@@ -58,7 +64,7 @@ def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
     model, problems = _check_model(recipe.model, base)
     dataset, found = trials.dataset(recipe.data)
     problems += found
-    variants = _with_baseline(recipe.variants, problems)
+    variants = with_baseline(recipe.variants, problems)
     for name, variant in variants.items():
         problems += trials.plugins_of(name, variant)
     if dataset is not None:
@@ -77,19 +83,11 @@ def _check_model(model: ModelRecipe, base: Path) -> tuple[ModelRecipe, list[Prob
     problems = problems or trials.model(model, base)
     if model.checkpoint is not None:
         path, found = trials.attempt(("model", "checkpoint"), lambda: find_file(str(model.checkpoint), base))
+        if path is not None and not problems:
+            found = trials.checkpoint(model, path, base)
         problems += found
         model = model.model_copy(update={"checkpoint": path or model.checkpoint})
     return model, problems
-
-
-def _with_baseline(variants: dict[str, VariantRecipe], problems: list[Problem]) -> dict[str, VariantRecipe]:
-    """The variants, with a float32 one named fp32 in front where the recipe has none."""
-    if any(variant.method == "float32" for variant in variants.values()):
-        return variants
-    if "fp32" in variants:
-        hint = "Rename it, or add a variant that is float32: NAME: {}."
-        problems.append(Problem(("variants", "fp32"), "the float32 baseline is to get this name", hint))
-    return {"fp32": VariantRecipe(), **variants}
 
 
 def _check_input(recipe: Recipe, dataset: Any, problems: list[Problem]) -> None:

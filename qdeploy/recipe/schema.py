@@ -351,6 +351,8 @@ class Recipe(Strict):
 
     name: Name
     description: str = ""
+    # Sets of changes by name, with dotted keys; load has made those of the profile that was asked for.
+    profiles: dict[Name, Annotated[dict[str, Any], BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     model: ModelRecipe
     data: DataRecipe
     train: TrainRecipe | None = None
@@ -358,11 +360,22 @@ class Recipe(Strict):
     variants: dict[Name, Annotated[VariantRecipe, BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     bench: BenchRecipe = BenchRecipe()
     _base: Path = PrivateAttr(default=Path())
+    _profile: str = PrivateAttr(default="")
 
     @property
     def base(self) -> Path:
         """The folder that paths are relative to when they are not relative to the working directory."""
         return self._base
+
+    @property
+    def profile(self) -> str:
+        """The name of the profile whose settings these are; empty where none was asked for."""
+        return self._profile
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that a build goes to, below runs/: profiles never share one."""
+        return f"{self.name}-{self.profile}" if self.profile else self.name
 
     @property
     def baseline(self) -> str:

@@ -54,6 +54,14 @@ def model(recipe: ModelRecipe, base: Path) -> list[Problem]:
     return problems or attempt(at, lambda: load_model(recipe.factory, base=base, **recipe.arguments))[1]
 
 
+def checkpoint(recipe: ModelRecipe, path: Path, base: Path) -> list[Problem]:
+    """What is wrong with the checkpoint at ``path``, as weights of the model."""
+    from qdeploy.train.checkpoint import load
+
+    at = ("model", "checkpoint")
+    return attempt(at, lambda: load(path, load_model(recipe.factory, base=base, **recipe.arguments)))[1]
+
+
 def dataset(recipe: DataRecipe) -> tuple[Any | None, list[Problem]]:
     """The data set, made with its options; None where something is wrong with it."""
     make, problems = attempt(("data", "name"), lambda: plugins.load("dataset", recipe.name))

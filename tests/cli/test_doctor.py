@@ -73,6 +73,7 @@ def test_what_can_run_here_is_told_of_every_runtime_and_target():
     facts = doctor.examine()
     assert list(facts["runtimes"]) == plugins.names("runtime")
     assert list(facts["targets"]) == plugins.names("target")
+    assert list(facts["loggers"]) == plugins.names("logger")
     assert facts["runtimes"]["onnxruntime"] == facts["targets"]["local"] == ""
 
 

@@ -27,7 +27,7 @@ def test_everything_is_every_kind_and_the_recipes(repository: Path, monkeypatch:
     assert len(found) == len(plugins.KINDS) + 1
     for label in plugins.KINDS:
         assert list(found[label.replace(" ", "-") + "s"]) == plugins.names(label)
-    assert "recipes/digits.yaml" in found["recipes"]
+    assert found["recipes"]["digits"].endswith("float32 and int8 (data digits; 2 variants)")
     assert names("plugins") == {kind: entries for kind, entries in found.items() if kind != "recipes"}
 
 
@@ -50,28 +50,71 @@ def test_an_unknown_kind_suggests_the_nearest():
     assert "'observers'" in result.output
 
 
-def test_recipes_show_their_description_or_first_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+GOOD = "name: a\nmodel: {factory: x}\ndata: {name: digits}\ntrain: {epochs: 1}\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of no recipes but its own."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").mkdir()
-    for name, text in (
-        ("a.yaml", "# comment\nname: a\ndescription: what [a] is\n"),
-        ("b.yaml", "# what b is\nname: b\n"),
-        ("c.yml", "name: c\n"),
-        ("d.yaml", "name: d\nname: d\n"),
-    ):
-        (tmp_path / "recipes" / name).write_text(text)
+    monkeypatch.setattr("qdeploy.recipe.find._CHECKOUT", tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, **recipes: str) -> None:
+    for name, text in recipes.items():
+        path = folder / "recipes" / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_recipes_show_their_description_or_first_comment_data_and_variants(here: Path):
+    write(
+        here,
+        a=f"# comment\n{GOOD}description: what [a] is\n",
+        b=f"# what b is\n{GOOD}grid: {{method: ptq, weights.bits: [8, 4]}}\n",
+        c=f"{GOOD}profiles: {{fast: {{train.epochs: 1}}, full:}}\n",
+        deep__er__d=f"{GOOD}variants: {{base: {{}}}}\n",
+    )
+    (here / "recipes" / ".hidden.yaml").write_text(GOOD)
     assert names("recipes")["recipes"] == {
-        "recipes/a.yaml": "what [a] is",
-        "recipes/b.yaml": "what b is",
-        "recipes/c.yml": "",
-        "recipes/d.yaml": "(broken: recipes/d.yaml, line 2: the key 'name' is written twice.)",
+        "a": "what [a] is (data digits; 1 variant)",
+        "b": "what b is (data digits; 3 variants)",
+        "c": "(data digits; 1 variant; profiles fast, full)",
+        "deep/er/d": "(data digits; 1 variant)",
     }
     assert "what [a] is" in run("recipes").output
 
 
-def test_no_recipes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_broken_recipe_says_why_and_breaks_no_other(here: Path):
+    profile = "profiles: {fast: {train.epoch: 1}}"
+    write(here, e=f"{GOOD}{profile}\n")
+    assert "train.epoch (profile fast, line 5): unknown key" in names("recipes")["recipes"]["e"]
+    write(here, a=GOOD, b="name: d\nname: d\n", c=f"{GOOD}train: {{epoch: 1}}\n", d=GOOD.replace("epochs", "epoch"))
+    found = names("recipes")["recipes"]
+    assert found["a"] == "(data digits; 1 variant)"
+    assert found["b"] == "(broken: recipes/b.yaml, line 2: the key 'name' is written twice.)"
+    assert found["c"].startswith("(broken: recipes/c.yaml, line 5: the key 'train' is written twice")
+    assert found["d"].startswith("(broken: recipes/d.yaml has 2 errors. train.epochs (line 4): this key is missing")
+
+
+def test_recipes_of_the_checkout_are_listed_anywhere_and_those_of_here_come_first(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
+    write(tmp_path, digits=f"{GOOD}description: mine\n")
+    found = names("recipes")["recipes"]
+    assert found["digits"].startswith("mine")
+    assert {path.stem for path in (repository / "recipes").glob("*.yaml")} <= set(found)
+
+
+def test_no_recipes_is_said(here: Path):
     assert "none" in run("recipes").output
+
+
+def test_every_recipe_that_ships_is_whole(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(repository)
+    assert not [line for line in names("recipes")["recipes"].values() if "broken" in line]
 
 
 def test_listing_imports_no_plugin():
@@ -80,7 +123,10 @@ import sys
 from typer.testing import CliRunner
 from qdeploy.cli.main import app
 assert CliRunner().invoke(app, ["list"]).exit_code == 0
-sys.exit(", ".join(sorted({"torch", "onnxruntime", "numpy", "sklearn"} & set(sys.modules))) or 0)
+from qdeploy.core.plugins import KINDS
+packages = {kind.package for kind in KINDS.values()}
+plugins = {name for name in sys.modules if name.rpartition(".")[0] in packages} - packages
+sys.exit(", ".join(sorted(plugins | {"torch", "onnxruntime", "sklearn", "mlflow"} & set(sys.modules))) or 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, f"imported: {done.stderr}"

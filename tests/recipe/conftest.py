@@ -3,6 +3,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +36,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(project: Path) -> Load:
     """Write a recipe's text and load it."""
 
-    def run(text: str, *overrides: str, only: tuple[str, ...] = ()) -> Recipe:
+    def run(text: str, *overrides: str, only: tuple[str, ...] = (), **options: Any) -> Recipe:
         path = Path("recipes") / "mine.yaml"
         path.write_text(textwrap.dedent(text))
-        return load(path, overrides, only)
+        return load(path, overrides, only, **options)
 
     return run
 
@@ -47,9 +48,20 @@ def read(project: Path) -> Load:
 def refused(read: Load) -> Refused:
     """What the one error says about a recipe that is wrong: its message and its hint."""
 
-    def run(text: str, *overrides: str, only: tuple[str, ...] = ()) -> str:
+    def run(text: str, *overrides: str, only: tuple[str, ...] = (), **options: Any) -> str:
         with pytest.raises(QDeployError) as error:
-            read(text, *overrides, only=only)
+            read(text, *overrides, only=only, **options)
         return str(error.value)
 
     return run
+
+
+@pytest.fixture
+def weights(project: Path) -> Path:
+    """weights.pth in the working directory: what net() of models/net.py starts with, saved."""
+    import torch
+
+    from qdeploy.train.reference import load_model
+
+    torch.save(load_model("models/net.py:net").state_dict(), "weights.pth")
+    return Path("weights.pth")

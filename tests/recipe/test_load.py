@@ -8,6 +8,8 @@ import pytest
 
 from qdeploy.core.errors import QDeployError
 from qdeploy.recipe.load import load
+from qdeploy.train.checkpoint import save
+from qdeploy.train.reference import load_model
 
 GOOD = """\
 name: mine
@@ -100,8 +102,7 @@ def test_a_variant_with_nothing_behind_it_is_float32(read):
     assert read(changed("base: {}", "base:")).baseline == "base"
 
 
-def test_a_checkpoint_takes_the_place_of_training(read, project: Path):
-    (project / "weights.pth").touch()
+def test_a_checkpoint_takes_the_place_of_training(read, weights: Path):
     text = changed("width: 8", "checkpoint: weights.pth").replace("train:\n  epochs: 3\n  lr: 1e-3\n", "")
     recipe = read(text)
     assert recipe.train is None
@@ -109,8 +110,9 @@ def test_a_checkpoint_takes_the_place_of_training(read, project: Path):
     assert "checkpoint" not in recipe.model.dump()["arguments"]
 
 
-def test_paths_are_also_found_from_the_recipe(project: Path, tmp_path_factory, monkeypatch: pytest.MonkeyPatch):
-    (project / "weights.pth").touch()
+def test_paths_are_also_found_from_the_recipe(
+    project: Path, weights: Path, tmp_path_factory, monkeypatch: pytest.MonkeyPatch
+):
     text = changed("width: 8", "checkpoint: weights.pth").replace("train:\n  epochs: 3\n  lr: 1e-3\n", "")
     (project / "recipes" / "mine.yaml").write_text(text)
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
@@ -312,8 +314,34 @@ sys.exit("no error")
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10_resnet20"])
 def test_the_recipes_that_ship_are_valid(repository: Path, name: str, tmp_path: Path):
-    (tmp_path / "weights.th").touch()
-    changes = [f"model.checkpoint={tmp_path / 'weights.th'}"] if name == "cifar10_resnet20" else []
-    recipe = load(repository / "recipes" / f"{name}.yaml", changes)
+    pretrained = None
+    if name == "cifar10_resnet20":  # its weights are somebody else's, and downloaded
+        pretrained = tmp_path / "weights.safetensors"
+        save(pretrained, load_model("models/resnet_cifar.py:resnet20", base=repository).state_dict())
+    recipe = load(repository / "recipes" / f"{name}.yaml", pretrained=pretrained)
     assert recipe.description
     assert any(variant.method == "ptq" for variant in recipe.variants.values())
+
+
+# ---------------------------------------------------------------------------------------------------- pretrained
+
+
+def test_pretrained_weights_take_the_place_of_training(read, weights: Path):
+    recipe = read(GOOD.replace(", width: 8", ""), pretrained=weights)
+    assert (recipe.train, recipe.model.checkpoint) == (None, weights)
+
+
+def test_pretrained_weights_that_do_not_fit_say_so_before_any_work(refused, weights: Path):
+    error = refused(GOOD, pretrained=weights)  # the model is twice as wide
+    assert "model.checkpoint (--from-pretrained weights.pth): Checkpoint weights.pth does not fit Linear" in error
+    assert "weight is [4, 4], the model's is [8, 8]" in error
+
+
+def test_pretrained_weights_and_training_exclude_each_other(refused, weights: Path):
+    assert "both train and model.checkpoint" in refused(GOOD, "train.epochs=5", pretrained=weights)
+
+
+def test_pretrained_weights_that_are_missing_suggest_the_nearest(refused, weights: Path):
+    error = refused(GOOD, pretrained=Path("wieghts.pth"))
+    assert "There is no file wieghts.pth" in error
+    assert "'weights.pth'" in error

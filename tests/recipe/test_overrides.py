@@ -47,6 +47,13 @@ def test_a_variant_name_may_hold_dots(read):
     assert recipe.variants["v1.5"].weights.bits == 2
 
 
+def test_a_pattern_means_every_variant_of_such_a_name(read):
+    recipe = read(GOOD, "variants.int*.weights.bits=2", "variants.*4.calibration.samples=7")
+    assert [recipe.variants[name].weights.bits for name in ("base", "int8", "int4")] == [8, 2, 2]
+    assert recipe.variants["int8"].weights.observer == "mse"  # what was there besides stays
+    assert [recipe.variants[name].calibration.samples for name in ("int8", "int4")] == [100, 7]
+
+
 def test_a_section_that_is_null_or_absent_can_be_filled(read):
     assert read(GOOD, "train=null", "train.epochs=2").train.epochs == 2
     assert read(GOOD.split("bench")[0], "bench.seconds=9").bench.seconds == 9
@@ -69,8 +76,10 @@ def test_a_grid_can_be_changed(read):
             ["variants.int8.weights.bits (--set", "integer codes have 1 to 8 bits, not 99"],
         ),
         ("variants.int9.weights.bits=4", ["there is no variant 'int9'", "'int8'"]),
+        ("variants.itn*.weights.bits=4", ["there is no variant like 'itn*'", "'int"]),
+        ("variants.*.weights.bits=4", ["variants.base", "takes no 'weights'"]),
         ("variants.int9={}", ["there is no variant 'int9'", "'int8'"]),
-        ("name.first=5", ["name is 'mine' and has no keys", "--set name=VALUE"]),
+        ("name.first=5", ["name is 'mine' and has no keys", "Set name itself"]),
         ("train.epochs", ["--set train.epochs is not KEY=VALUE", "--set train.epochs=5"]),
         ("=5", ["is not KEY=VALUE"]),
         ("train..epochs=5", ["is not KEY=VALUE"]),
