@@ -71,6 +71,11 @@ class Metric:
     samples: int
     higher_is_better: bool = True
 
+    @property
+    def is_fraction(self) -> bool:
+        """Whether it lies in 0..1 and grows with quality, so that a difference is so many percentage points."""
+        return self.higher_is_better and self.low >= 0 and self.high <= 1
+
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
@@ -125,6 +130,42 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfPrecision:
+    """What storing one float32 weight in 16 bits did to its values. All counts are of values."""
+
+    name: str  # of the initializer: "layer1.0.conv1.weight"
+    values: int
+    largest: float  # the largest magnitude in float32
+    overflows: int  # beyond the type's range
+    zeros: int  # not 0 before, 0 now
+    subnormals: int  # stored with fewer digits than the type has
+    relative_error: float  # the largest |stored - value| / |value| of those that are neither 0 now nor beyond range
+
+
+@dataclass(frozen=True, slots=True)
+class SplitMetric:
+    """The deployed metric on another split than the one that judges: "train" or "validation"."""
+
+    split: str
+    metric: Metric
+    gap: Interval  # this metric minus the evaluation split's, bootstrap over independent samples
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a variant wins and costs against float32, under the names that other tools look for.
+
+    ``speedup`` is float32's p50 over this p50 in onnxruntime on the CPU, same threads, batch 1.
+    ``accuracy_drop_percent`` is float32's metric minus this one's in percentage points, paired; None where the metric
+    is no fraction.
+    """
+
+    compression_ratio: float
+    speedup: Interval
+    accuracy_drop_percent: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """Everything known about one variant of a build."""
 
@@ -143,6 +184,10 @@ class Variant:
     latency: Latency | None = None
     seconds: float | None = None  # wall time of making it: calibration, rounding or training on, export
     unportable: int | None = None  # integer layers that some CPU computes otherwise; None where none is integer
+    quantization: dict[str, Any] = field(default_factory=dict)  # the recipe's settings; {} where nothing is quantized
+    half_precision: tuple[HalfPrecision, ...] = ()  # of the weights that are stored in 16 bits
+    also: tuple[SplitMetric, ...] = ()
+    summary: Summary | None = None  # None for the baseline, and until latencies were measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +197,18 @@ class Refusal:
     name: str
     method: str
     reason: str
+    quantization: dict[str, Any] = field(default_factory=dict)  # the recipe's settings
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Two variants beside each other: what the recipe's ``contrasts`` ask for. How long each took is in the variants."""
+
+    first: str
+    second: str
+    difference: Interval  # the first one's metric minus the second one's on the same samples, paired bootstrap
+    agreement: float  # the share of evaluation samples that both decide alike
+    speedup: Interval | None = None  # the second one's p50 over the first one's, same run; None until it was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +222,9 @@ class Results:
     dataset: str = ""
     created_by: str = ""  # "qdeploy 0.1.0"
     refusals: tuple[Refusal, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    parameters: int | None = None  # numbers that training set in the float32 model
+    training_seconds: float | None = None  # wall time of training it; None where a checkpoint was given
     schema: str = RESULTS_SCHEMA
 
 
@@ -194,6 +254,17 @@ class BenchRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Ratio:
+    """The second bundle's p50 over the first one's at one setting: how many times faster the first one is."""
+
+    first: str  # a bundle's sha256
+    second: str
+    threads: int
+    batch: int
+    speedup: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """What ``qdeploy bench`` measured on one target, in one interleaved run."""
 
@@ -202,6 +273,7 @@ class Bench:
     baseline: str | None  # the row that speed-ups refer to
     rows: tuple[BenchRow, ...]
     warnings: tuple[str, ...] = field(default=())
+    ratios: tuple[Ratio, ...] = ()  # of the pairs that were asked for, beside the baseline's
     schema: str = BENCH_SCHEMA
 
 
@@ -299,6 +371,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
             raise QDeployError(f"{where}: expected a list, found {type(data).__name__}.")
         item = typing.get_args(kind)[0]
         return tuple(_decode(item, value, f"{where}[{i}]") for i, value in enumerate(data))
+    if origin is dict:
+        kind = dict  # plain JSON data, whatever it holds
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, data, where)
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
