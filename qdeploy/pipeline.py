@@ -43,11 +43,11 @@ from qdeploy.quant import qat
 from qdeploy.quant.rules import Rule
 from qdeploy.recipe.schema import STORAGE, Recipe, VariantRecipe
 from qdeploy.reports import html
+from qdeploy.runtimes.onnxruntime import Runtime
 from qdeploy.train import checkpoint
 from qdeploy.train.fit import device_kind, fit
 from qdeploy.train.reference import find_file, load_model, source_files
 from qdeploy.verify.artifact import signature
-from qdeploy.runtimes.onnxruntime import Runtime
 from qdeploy.verify.evaluate import agreement, difference, evaluate, fingerprint, gap
 from qdeploy.verify.prove import layer_records, prove
 

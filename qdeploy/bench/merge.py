@@ -70,7 +70,8 @@ def _summary(variant: Variant) -> Summary | None:
         return None
     drop = None
     if variant.delta is not None and variant.metric.is_fraction:
-        drop = Interval(-100 * variant.delta.value, -100 * variant.delta.high, -100 * variant.delta.low)
+        lost = variant.delta.negative()
+        drop = Interval(100 * lost.value, 100 * lost.low, 100 * lost.high)
     return Summary(variant.compression, latency.speedup, drop)
 
 

@@ -54,9 +54,8 @@ def run(
     ``threads`` None means the cores that are allowed there; ``seconds`` is the measuring time a bundle and setting;
     ``provider`` is the runtime's own ("CUDA"), None its default.
     ``baseline`` names the bundle that speed-ups refer to; by default it is the only one whose method is "float32",
-    and without one there are no speed-ups. ``pairs`` are the sha256 of
-    further bundles that are compared, first with second. A bundle that fails becomes a warning and the others go on; if none is
-    left, its error is raised.
+    and without one there are no speed-ups. ``pairs`` are the sha256 of further bundles that are compared, first with
+    second. A bundle that fails becomes a warning and the others go on; if none is left, its error is raised.
     """
     if not bundles:
         raise QDeployError("There is nothing to measure.", "Name a bundle, or a folder that `qdeploy build` made.")

@@ -54,7 +54,6 @@ def command(
     # Only now what takes seconds to import: a wrong recipe is answered at once.
     from qdeploy import pipeline
     from qdeploy.reports.terminal import results_table
-    from qdeploy.reports.verdict import verdict
 
     folder = out or Path("runs") / loaded.name
     console = Console()
@@ -67,7 +66,6 @@ def command(
     with _events() as events:
         results = pipeline.build(loaded, folder, events=events, measure=bench)
     console.print(results_table(results))
-    console.print(str(verdict(results)), highlight=False, markup=False)
     _say_where(console, folder)
 
 

@@ -40,6 +40,14 @@ class Interval:
         """Whether ``reference`` lies outside the interval, that is, whether the difference from it is real."""
         return not self.low <= reference <= self.high
 
+    def negative(self) -> Interval:
+        """The interval of minus the value: a difference taken the other way around."""
+        return Interval(0.0 - self.value, 0.0 - self.high, 0.0 - self.low)
+
+    def inverse(self) -> Interval:
+        """The interval of one over the value, which is positive: a ratio taken the other way around."""
+        return Interval(1 / self.value, 1 / self.high, 1 / self.low)
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -202,7 +210,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Two variants beside each other: what the recipe's ``contrasts`` ask for. How long each took is in the variants."""
+    """Two variants beside each other, as the recipe's ``contrasts`` ask. How long each took to make is in Variant."""
 
     first: str
     second: str

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qdeploy.core.records import Bench, BenchRow, Layer, Metric, Results
-from qdeploy.reports import comparison, words
+from qdeploy.reports import comparison, contrasts, words
 from qdeploy.reports.comparison import Cell, Column
+from qdeploy.reports.conclusions import conclusions
 
 STYLES = {"": "", "good": "green", "bad": "bold red", "muted": "dim"}
 NAME_WIDTH = 30  # names wrap beyond it; numbers never wrap
@@ -22,13 +23,35 @@ GAP = 2  # between two columns
 
 
 def results_table(results: Results) -> Folding:
-    """The comparison of a build's variants. Where it is wider than the terminal, it goes on in a second table."""
-    return Folding((Block(results.name, comparison.columns(results)),), tuple(comparison.notes(results)))
+    """The comparison of a build's variants and what is to be concluded from it.
+
+    Where a table is wider than the terminal, it goes on in a second one.
+    """
+    said = [f"- {sentence.text}" for sentence in conclusions(results) if sentence.main]
+    head = contrasts.columns(results)
+    blocks = [Block(results.name, comparison.columns(results)), *([Block("head to head", head)] if head else [])]
+    return Folding(tuple(blocks), (*comparison.notes(results), *said))
 
 
 def results_markdown(results: Results) -> str:
-    """The same comparison as a Markdown table with its notes, for a results page."""
+    """The same comparison as a Markdown table with its notes."""
     return "\n".join([*_markdown_table(comparison.columns(results)), *map(_escape, comparison.notes(results))]) + "\n"
+
+
+def markdown_table(columns: Sequence[Column]) -> str:
+    """A table alone, in Markdown."""
+    return "\n".join(_markdown_table(columns)).rstrip() + "\n"
+
+
+def markdown_list(lines: Sequence[str]) -> str:
+    """Sentences, one an item, in Markdown."""
+    return "".join(f"- {_escape(line)}\n" for line in lines)
+
+
+def explained(results: Results) -> list[str]:
+    """What every column of the comparison says, and what is particular to this build."""
+    said = [f"{header}: {text}." for header, text in comparison.explanations(results).values()]
+    return said + comparison.remarks(results)
 
 
 def markdown(tables: Folding) -> str:

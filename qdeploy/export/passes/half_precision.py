@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -21,6 +20,7 @@ from qdeploy.export.passes.values import store_as
 
 Storage = Literal["float32", "float16", "bfloat16"]
 _SMALLEST = 64  # elements
+_SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126}
 
 
 def store(model: ir.Model, storage: Storage) -> list[HalfPrecision]:
@@ -51,7 +51,7 @@ def measure(name: str, weight: np.ndarray, stored: np.ndarray) -> HalfPrecision:
     errors = np.abs(found - exact)[kept] / exact[kept]
     return HalfPrecision(
         name, weight.size, float(exact.max(initial=0.0)), overflows=int(beyond.sum()), zeros=int(zero.sum()),
-        subnormals=int((kept & (found < float(ml_dtypes.finfo(stored.dtype).smallest_normal))).sum()),
+        subnormals=int((kept & (found < _SMALLEST_NORMAL[stored.dtype.name])).sum()),
         relative_error=float(errors.max(initial=0.0)),
     )  # fmt: skip
 
