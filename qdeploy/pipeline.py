@@ -116,7 +116,7 @@ def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
                 weights, activations = _trained_widths(recipe, variant)
                 qat.require_widths(variant.fake_quant, weight_bits=weights, activation_bits=activations)
         except NotRepresentableError as error:
-            refusals.append(Refusal(name, variant.method, error.message, variant.describe()))
+            refusals.append(Refusal(name, variant.method, error.message, quantization=variant.describe()))
     refused = {refusal.name for refusal in refusals}
     variants = {name: variant for name, variant in recipe.variants.items() if name not in refused}
     if refusals and list(variants) == [recipe.baseline]:

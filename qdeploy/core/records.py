@@ -205,6 +205,7 @@ class Refusal:
     name: str
     method: str
     reason: str
+    kind: str = "not representable"  # or "not applicable": the words in the place of a number
     quantization: dict[str, Any] = field(default_factory=dict)  # the recipe's settings
 
 

@@ -16,7 +16,8 @@ STORED = {"float32": 32, "fp16": 16, "bf16": 16}  # bits of a weight where nothi
 class Series:
     """Variants of one method, by the bits of their weights, most bits first."""
 
-    label: str  # "qat lsq", and what tells it from another series of that name: "qat lsq, train.epochs 3"
+    label: str  # the method, and what tells it from another series of that method: "qat lsq, train.epochs 3"
+    method: str  # "qat lsq"
     variants: tuple[Variant, ...]
 
 
@@ -94,4 +95,6 @@ def _split(name: str, group: Sequence[Variant]) -> list[Series]:
     for variant in group:
         told = [f"{key} {settings[variant.name].get(key)}" for key in differing]
         parts.setdefault(", ".join([name, *told]), []).append(variant)
-    return [Series(text, tuple(sorted(part, key=lambda v: -(weight_bits(v) or 0)))) for text, part in parts.items()]
+    return [
+        Series(text, name, tuple(sorted(part, key=lambda v: -(weight_bits(v) or 0)))) for text, part in parts.items()
+    ]

@@ -86,9 +86,9 @@ def _also(results: Results, style: Scores) -> Iterator[Column]:
 
 def _refused(column: Column, refusals: Sequence[Refusal]) -> Iterator[Cell]:
     """The rows of what has no exact integer form: a name, and words in the place of the metric."""
-    said = {"metric": words.NOT_REPRESENTABLE}
     for refusal in refusals:
-        text = {"variant": refusal.name, "method": refusal.method, **said}.get(column.key, "-")
+        said = {"variant": refusal.name, "method": refusal.method, "metric": refusal.kind}
+        text = said.get(column.key, "-")
         yield Cell(text, tone="" if column.key == "variant" else "muted")
 
 
@@ -118,8 +118,8 @@ def explanations(results: Results) -> dict[str, tuple[str, str]]:
         "compression": f"that of {results.baseline} over it",
         "p50": "median time of a call; " + "; ".join(settings(v.latency for v in variants)),
         "speedup": f"the p50 latency of {results.baseline} over the variant's, both measured in turns in one run",
-        "integer": "the share of multiply-accumulates that onnxruntime runs in integer kernels, read from the graph that "
-        "runs",
+        "integer": "the share of multiply-accumulates that onnxruntime runs in integer kernels, read from the "
+        "graph that runs",
         "parity": "output codes of layers in onnxruntime that differ from integer reference arithmetic; 0 is bit-exact",
         "portable": "integer layers give the same codes on x86 with and without VNNI, on ARM64 and in WebAssembly, for "
         "every input; qdeploy inspect names the layers that do not",
@@ -128,7 +128,7 @@ def explanations(results: Results) -> dict[str, tuple[str, str]]:
     for found in also_splits(results):
         texts[f"on {found}"] = f"the same on the {found} split, which the model was fitted to or chosen on"
         texts[f"gap {found}"] = (
-            f"the {style.noun} on the {found} split minus that on the evaluation split, independent samples"
+            f"the {style.noun} on the {found} split minus that on the evaluation split, whose samples are others"
         )
     return {column.key: (column.header, texts[column.key]) for column in columns(results) if column.key in texts}
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from qdeploy.core.records import Interval, Results, Variant
-from qdeploy.reports import contrasts, words
+from qdeploy.reports import words
 from qdeploy.reports.bits import weight_bits
 from qdeploy.reports.comparison import also_splits, scores, timed
-from qdeploy.reports.verdict import SAME_SIZE, accuracy, fastest, verdict
+from qdeploy.reports.verdict import SAME_SIZE, accuracy, fastest, same_speed, verdict
 from qdeploy.reports.words import Scores
 
 MANY = 4  # so many names in a group of all are written as "all of them"
@@ -28,8 +28,8 @@ class Conclusion:
 
 
 def conclusions(results: Results) -> list[Conclusion]:
-    """All sentences about a build, the verdict first."""
-    parts = (_accuracy, _size, _speed, _bits, _contrasts, _epochs, _gaps, _time, _machine)
+    """All sentences about a build, the verdict first. What contrasts say stands with them (reports/contrasts.py)."""
+    parts = (_accuracy, _size, _speed, _bits, _gaps, _time, _machine)
     said = [Conclusion(str(verdict(results)), main=True)]
     if len(results.variants) > 1:
         said += [sentence for part in parts for sentence in part(results)]
@@ -114,13 +114,13 @@ def _speed(results: Results) -> Iterator[Conclusion]:
         return
 
     best = sorted(fastest(measured), key=lambda variant: -speeds[variant.name].value)
-    if speeds[best[0].name].low > 1:
+    if speeds[best[0].name].low > 1 and not same_speed(speeds[best[0].name]):
         told = f"Fastest: {best[0].name}, {_times(speeds[best[0].name])} faster than {results.baseline}"
         told += f"; not to be told from it: {_named(best[1:], measured)}" if best[1:] else ""
         yield Conclusion(told + ".")
     else:
         yield Conclusion(f"Nothing is measurably faster than {results.baseline}.", main=True)
-    slower = [variant for variant in measured if speeds[variant.name].high < 1]
+    slower = [variant for variant in measured if speeds[variant.name].high < 1 and not same_speed(speeds[variant.name])]
     if slower:
         told = _measured(slower, measured, lambda v: speeds[v.name].value, words.ratio)
         yield Conclusion(f"Measurably slower than {results.baseline}, by their speed-up: {told}.")
@@ -143,16 +143,6 @@ def _bits(results: Results) -> Iterator[Conclusion]:
         yield Conclusion(f"Fewest bits of weights without a measurable loss: {least} ({names}).")
     else:
         yield Conclusion("No width of the weights is without a measurable loss.")
-
-
-def _contrasts(results: Results) -> Iterator[Conclusion]:
-    for contrast in results.contrasts:
-        yield Conclusion(contrasts.sentence(contrast, results), main=True)
-
-
-def _epochs(results: Results) -> Iterator[Conclusion]:
-    for study in contrasts.studies(results):
-        yield Conclusion(contrasts.study_sentence(study, scores(results)), main=True)
 
 
 def _gaps(results: Results) -> Iterator[Conclusion]:

@@ -98,6 +98,12 @@ def sentence(contrast: Contrast, results: Results) -> str:
     return said + _made(contrast, results) + _speed(contrast) + "."
 
 
+def sentences(results: Results) -> list[str]:
+    """What each contrast and each study of epochs says."""
+    said = [sentence(contrast, results) for contrast in results.contrasts]
+    return said + [study_sentence(study, scores(results)) for study in studies(results)]
+
+
 def studies(results: Results) -> list[Study]:
     """The contrasts of several numbers of epochs with the same variant, which was not trained on."""
     variants = {variant.name: variant for variant in results.variants}
@@ -134,15 +140,16 @@ def study_sentence(study: Study, style: Scores) -> str:
     ]
     first = " (the smallest number that was tried)" if matched == study.epochs[0] else ""
     tail = f"; it is measurably better at {words.listed([str(e) for e in better])}" if better else ""
-    return f"{method} matches {rival} from {words.plural(matched, 'epoch')} on{first}{tail} (tried: {tried})."
+    reached = f"{method} matches {rival} from {words.plural(matched, 'epoch')} on"
+    return f"{reached}{first}{tail} (tried: {tried})."
 
 
 def study_note(style: Scores) -> str:
     """What matching means."""
     return (
         "Matches: the smallest number of epochs tried such that there, and at every larger number tried, the 95% "
-        f"interval of the difference in {style.noun} does not lie wholly on the worse side of 0. The variants differ in "
-        f"{EPOCHS} only."
+        f"interval of the difference in {style.noun} does not lie wholly on the worse side of 0. The variants differ "
+        f"in {EPOCHS} only."
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 
 from markupsafe import Markup
 
 from qdeploy.core.records import Interval, Metric, Results, Variant
 from qdeploy.reports import bits, comparison, curves, plots, words
 from qdeploy.reports.comparison import scores, timed
+from qdeploy.reports.svg import standalone
 from qdeploy.reports.typeset import typeset
 
 
@@ -20,6 +22,12 @@ class Figure:
     key: str
     title: str
     drawing: Markup
+
+
+def file(figure: Figure) -> str:
+    """A picture as a file of its own, with the colours of the pages."""
+    folder = resources.files("qdeploy.reports") / "templates"
+    return standalone(figure.drawing, (folder / "chart.css").read_text(encoding="utf-8"))
 
 
 def figures(results: Results) -> list[Figure]:
@@ -36,22 +44,27 @@ def tradeoffs(results: Results) -> list[Figure]:
 def accuracy_against_bits(results: Results) -> Figure | None:
     """The metric against the bits of the weights, a line a method, float32 as a level; None where no width differs.
 
-    A quantized variant without another of its series at another width is left out where any series has two.
+    Of several series of one method, those with the most widths are drawn.
     """
     style = scores(results)
     found = bits.series(results)
-    quantized = [one for one in found if one.variants[0].method not in bits.STORED]
-    if len({bits.weight_bits(v) for one in quantized for v in one.variants}) < 2:
+    quantized = [v for one in found for v in one.variants if v.method not in bits.STORED]
+    if len({bits.weight_bits(variant) for variant in quantized}) < 2:
         return None
-    lines = [one for one in quantized if len(one.variants) > 1] or quantized
-    shown = [one for one in found if one in lines or one not in quantized]
+    most = {one.method: max(len(other.variants) for other in found if other.method == one.method) for one in found}
+    shown = [one for one in found if len(one.variants) == most[one.method]]
 
     def spot(variant: Variant) -> curves.Spot:
         width = bits.weight_bits(variant) or 0
         text = f"{variant.name}: {width} bits, {style.value(variant.metric.value)}"
         return curves.Spot(float(width), _scaled(variant.metric, style.factor), typeset(text))
 
-    drawn = [curves.Curve(one.label, tuple(spot(v) for v in one.variants)) for one in shown]
+    def curve(one: bits.Series) -> curves.Curve:
+        spots = tuple(spot(variant) for variant in one.variants)
+        # Records without settings do not tell variants of one width apart: then nothing says what to join.
+        return curves.Curve(one.label, spots, None if len({s.x for s in spots}) == len(spots) else ())
+
+    drawn = [curve(one) for one in shown]
     base = next(v for v in results.variants if v.name == results.baseline)
     level = curves.Level(f"{base.name} (32 bits)", _scaled(base.metric, style.factor))
     name = style.label + (" (%)" if style.percent else "")

@@ -41,19 +41,12 @@ def columns(results: Results, *, most: int | None = None) -> tuple[Column, ...]:
     for variant in variants:
         known = {weight.name: weight for weight in variant.half_precision}
         rows = [*(known.get(name) for name in names), total(variant)]
+        name = variant.name
         listed += [
-            Column(
-                f"beyond {variant.name}",
-                f"{variant.name}: beyond range",
-                tuple(_count(w and w.overflows) for w in rows),
-            ),
-            Column(f"zeros {variant.name}", f"{variant.name}: become 0", tuple(_count(w and w.zeros) for w in rows)),
-            Column(
-                f"subnormal {variant.name}",
-                f"{variant.name}: subnormal",
-                tuple(_count(w and w.subnormals) for w in rows),
-            ),
-            Column(f"error {variant.name}", f"{variant.name}: largest relative error", tuple(_error(w) for w in rows)),
+            Column(f"beyond {name}", f"{name}: beyond range", tuple(_count(w and w.overflows) for w in rows)),
+            Column(f"zeros {name}", f"{name}: become 0", tuple(_count(w and w.zeros) for w in rows)),
+            Column(f"subnormal {name}", f"{name}: subnormal", tuple(_count(w and w.subnormals) for w in rows)),
+            Column(f"error {name}", f"{name}: largest relative error", tuple(_error(w) for w in rows)),
         ]
     return tuple(listed)
 
@@ -65,7 +58,8 @@ def sentences(results: Results) -> list[str]:
         seen = total(variant)
         said.append(
             f"{variant.name}: of {seen.values:,} stored weights {seen.overflows:,} are beyond its range, "
-            f"{seen.zeros:,} become 0 and {seen.subnormals:,} are subnormal; the largest relative error is {_error(seen).text}."
+            f"{seen.zeros:,} become 0 and {seen.subnormals:,} are subnormal; the largest relative error is "
+            f"{_error(seen).text}."
         )
     return said
 

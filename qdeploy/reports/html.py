@@ -46,6 +46,7 @@ def render(results: Results) -> str:
         remarks=comparison.remarks(results),
         conclusions=[said.text for said in conclusions(results)[1:]],
         contrasts=contrasts.columns(results),
+        duels=[contrasts.sentence(contrast, results) for contrast in results.contrasts],
         contrast_note=contrasts.note(results),
         studies=[_study(study, results) for study in contrasts.studies(results)],
         study_note=contrasts.study_note(style),

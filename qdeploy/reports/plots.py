@@ -65,7 +65,7 @@ def tradeoff(points: Sequence[Point], *, cost: str, score: str, log: bool, highe
 
 def grid(x: Axis, y: Axis, cost: str, score: str, unit: str = "") -> Markup:
     """Axes, ticks and their names, in the frame."""
-    places = words.decimals(min((b - a for a, b in itertools.pairwise(y.ticks)), default=y.ticks[0]), 1)
+    places = _places(y.ticks)
     parts = []
     for tick in y.ticks:
         parts.append(element("line", class_="grid", x1=FRAME.left, x2=FRAME.right, y1=y.at(tick), y2=y.at(tick)))
@@ -82,6 +82,11 @@ def grid(x: Axis, y: Axis, cost: str, score: str, unit: str = "") -> Markup:
     turn = f"rotate(-90 12 {number((FRAME.top + FRAME.bottom) / 2)})"
     parts.append(element("text", score, class_="label middle", x=12, y=(FRAME.top + FRAME.bottom) / 2, transform=turn))
     return element("g", *parts, aria_hidden="true")
+
+
+def _places(ticks: Sequence[float]) -> int:
+    """The decimals that show every tick as it is."""
+    return next((places for places in range(10) if all(round(tick, places) == tick for tick in ticks)), 10)
 
 
 def _staircase(front: Sequence[tuple[float, float]]) -> Markup:

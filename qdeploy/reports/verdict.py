@@ -78,12 +78,19 @@ def _size_and_speed(variant: Variant) -> tuple[list[str], list[str], list[str]]:
     speed = latency.speedup
     if not speed.excludes(1):
         tail.append("with no measurable difference in speed")
+    elif same_speed(speed):
+        tail.append("at the same speed within 1%")
     elif speed.value > 1:
         better.append(f"{words.ratio(speed.value)} faster {words.ratio_interval(speed)}")
     else:
         slower = speed.inverse()
         worse.append(f"{words.ratio(slower.value)} slower {words.ratio_interval(slower)}")
     return better, worse, tail
+
+
+def same_speed(speed: Interval) -> bool:
+    """Whether a speed-up is written as 1.00x, even where the interval excludes that."""
+    return words.ratio(speed.value) == words.ratio(1.0)
 
 
 def accuracy(delta: Interval | None, style: Scores) -> str:

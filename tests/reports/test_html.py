@@ -204,7 +204,7 @@ def test_what_is_counted_and_what_an_error_is_of_is_said():
     )
     assert "layers with the largest error of their own" in text
     assert "smaller model.onnx" in text
-    assert "file size: model.onnx, without the rest of its bundle" in text
+    assert "file size model.onnx, without the rest of its bundle" in text
 
 
 def test_a_narrow_page_says_that_tables_go_on_sideways():
