@@ -44,11 +44,8 @@ def page(name: str, data: dict[str, Any], drawn: Sequence[Figure]) -> str:
     if "about" in data:
         sections.append(f"{data['about']}\n")
     if len(parts) > 1:
-        sections += [
-            *across(parts),
-            *compared(data, parts),
-            *(shown(name, figure) for figure in drawn if is_joint(figure)),
-        ]
+        sections += [*across(parts), *(shown(name, figure) for figure in drawn if is_joint(figure))]
+        sections += compared(data, parts)
         for one, (part, results) in zip(data["parts"], parts, strict=True):
             own = [figure for figure in drawn if figure.key.endswith(f".{part}")]
             sections += [f"## {part}\n", *single(name, one, results, own, "###")]

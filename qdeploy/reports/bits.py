@@ -67,8 +67,17 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def series(results: Results) -> list[Series]:
     """The variants whose bits are known, without the baseline: one series a method.
 
-    Where a width would come twice in it, one series for each value of the settings that differ.
+    Where a width would come twice in it, one an algorithm; where that is not enough, one for each value of the
+    settings that differ.
     """
+    parts: dict[str, list[Series]] = {}
+    for found in by_algorithm(results):
+        parts.setdefault(found.variants[0].method, []).append(found)
+    return [made for group in parts.values() for made in _merged(group)]
+
+
+def by_algorithm(results: Results) -> list[Series]:
+    """The same with at least one series an algorithm."""
     groups: dict[str, list[Variant]] = {}
     for variant in results.variants:
         if variant.name != results.baseline and weight_bits(variant) is not None:
@@ -77,8 +86,22 @@ def series(results: Results) -> list[Series]:
 
 
 def labels(results: Results) -> dict[str, str]:
-    """The label of the series that each variant is in, by the variant's name."""
-    return {variant.name: found.label for found in series(results) for variant in found.variants}
+    """The label of the series of its algorithm that each variant is in, by the variant's name."""
+    return {variant.name: found.label for found in by_algorithm(results) for variant in found.variants}
+
+
+def _merged(group: list[Series]) -> list[Series]:
+    """Series of one method as one, where no width comes twice."""
+    variants = [variant for one in group for variant in one.variants]
+    if len(group) == 1 or len({weight_bits(variant) for variant in variants}) < len(variants):
+        return group
+    names = dict.fromkeys(name for variant in variants if (name := algorithm(variant)))
+    text = " ".join([variants[0].method, *(["/".join(names)] if names else [])])
+    return [Series(text, text, _ordered(variants))]
+
+
+def _ordered(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    return tuple(sorted(variants, key=lambda variant: -(weight_bits(variant) or 0)))
 
 
 def _split(name: str, group: Sequence[Variant]) -> list[Series]:
@@ -95,6 +118,4 @@ def _split(name: str, group: Sequence[Variant]) -> list[Series]:
     for variant in group:
         told = [f"{key} {settings[variant.name].get(key)}" for key in differing]
         parts.setdefault(", ".join([name, *told]), []).append(variant)
-    return [
-        Series(text, name, tuple(sorted(part, key=lambda v: -(weight_bits(v) or 0)))) for text, part in parts.items()
-    ]
+    return [Series(text, name, _ordered(part)) for text, part in parts.items()]

@@ -115,7 +115,7 @@ def explanations(results: Results) -> dict[str, tuple[str, str]]:
         "delta": f"the {style.noun} of the variant minus that of {results.baseline}, on the same samples; its interval "
         "is a paired bootstrap",
         "size": "model.onnx, without the rest of its bundle",
-        "compression": f"that of {results.baseline} over it",
+        "compression": f"the file size of {results.baseline} over the variant's",
         "p50": "median time of a call; " + "; ".join(settings(v.latency for v in variants)),
         "speedup": f"the p50 latency of {results.baseline} over the variant's, both measured in turns in one run",
         "integer": "the share of multiply-accumulates that onnxruntime runs in integer kernels, read from the "
@@ -142,7 +142,7 @@ def notes(results: Results) -> list[str]:
             continue
         if key == "p50" and not any(timed(variant.latency) for variant in results.variants):
             continue
-        also = "; {}: {}".format(*said["compression"]) if key == "size" else ""
+        also = f"; compression: that of {results.baseline} over it" if key == "size" else ""
         lines.append("{}: {}".format(*said[key]) + also + ".")
     return lines + remarks(results)
 

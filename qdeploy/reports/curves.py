@@ -46,17 +46,18 @@ class Level:
 
 
 def curves(
-    series: Sequence[Curve], *, x: str, y: str, title: str, level: Level | None = None, log: bool = False
+    series: Sequence[Curve], *, x: str, y: str, title: str, level: Level | None = None, logs: str = "x"
 ) -> Markup:
-    """The picture. ``x`` and ``y`` name the axes, ``log`` makes the values' axis logarithmic; widths always are."""
+    """The picture. ``x`` and ``y`` name the axes; ``logs`` is the one that is logarithmic, "x" or "y"."""
     spots = [spot for curve in series for spot in curve.spots]
     widths = sorted({spot.x for spot in spots})
-    across = Axis(widths[0] / 1.3, widths[-1] * 1.3, FRAME.left, FRAME.right, tuple(widths), log=True)
+    ends = (widths[0] / 1.3, widths[-1] * 1.3) if logs == "x" else (widths[0] - 0.5, widths[-1] + 0.5)
+    across = Axis(*ends, FRAME.left, FRAME.right, tuple(widths), log=logs == "x")
     values = [value for spot in spots for value in (spot.y.low, spot.y.value, spot.y.high)]
+    values += [value for curve in series for _, value in curve.line or ()]
     values += [level.value.low, level.value.high] if level else []
-    if log:
-        values = [value for value in values if value > 0]
-        up = axes.logarithmic(values, FRAME.bottom, FRAME.top)
+    if logs == "y":
+        up = axes.logarithmic([value for value in values if value > 0], FRAME.bottom, FRAME.top)
     else:
         up = axes.linear(values, FRAME.bottom, FRAME.top)
     key = [(level.label, "level"), *_kinds(series)] if level else _kinds(series)

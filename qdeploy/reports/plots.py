@@ -73,7 +73,8 @@ def grid(x: Axis, y: Axis, cost: str, score: str, unit: str = "") -> Markup:
         parts.append(element("text", text, class_="tick end", x=FRAME.left - 8, y=y.at(tick) + 4))
     for tick in x.ticks:
         parts.append(element("line", class_="axis", x1=x.at(tick), x2=x.at(tick), y1=FRAME.bottom, y2=FRAME.bottom + 5))
-        text = words.size(round(tick)) if unit == "bytes" else words.fixed(tick, words.decimals(x.ticks[-1], 2))
+        digits = words.decimals(x.ticks[-1], 2) if unit else _places(x.ticks)
+        text = words.size(round(tick)) if unit == "bytes" else words.fixed(tick, digits)
         inside = min(x.at(tick), WIDTH - LETTER * len(text) / 2)  # the last one would run out of the picture
         parts.append(element("text", text, class_="tick middle", x=inside, y=FRAME.bottom + 20))
     parts.append(element("line", class_="axis", x1=FRAME.left, x2=FRAME.right, y1=FRAME.bottom, y2=FRAME.bottom))

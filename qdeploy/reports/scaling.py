@@ -116,15 +116,16 @@ def _fit(design: NDArray[np.float64], logs: NDArray[np.float64]) -> Fit:
 def sentences(found: Scaling, style: Scores) -> list[str]:
     """The law in words, how sure it is, and which points it does not use."""
     said = []
+    unit = " (a fraction)" if style.percent else ""
     if found.fit is None:
         said.append(f"{found.method}: no law is fitted: {found.reason}.")
     else:
         fit = found.fit
         said += [
-            f"{found.method}: loss of {style.noun} = a * 2^(-b * bits) * parameters^(-c) with a = {_constant(fit.a)}, "
-            f"b = {_constant(fit.b)}, c = {_constant(fit.c)}; R^2 = {words.fixed(fit.r_squared, 3)} (of logarithms) "
-            f"over {words.plural(len(found.points), 'point')}; the largest residual is a factor of "
-            f"{words.fixed(math.exp(max(map(abs, fit.residuals))), 2)}.",
+            f"{found.method}: loss of {style.noun}{unit} = a * 2^(-b * bits) * parameters^(-c) with "
+            f"a = {_constant(fit.a)}, b = {_constant(fit.b)}, c = {_constant(fit.c)}; "
+            f"R^2 = {words.fixed(fit.r_squared, 3)} (of logarithms) over {words.plural(len(found.points), 'point')}; "
+            f"the largest residual is a factor of {words.fixed(math.exp(max(map(abs, fit.residuals))), 2)}.",
             _bits_words(fit),
             _size_words(fit),
         ]
@@ -138,7 +139,7 @@ def _bits_words(fit: Fit) -> str:
     if not fit.b.excludes(0):
         return "Whether the loss depends on the bits cannot be told: the interval of b includes 0."
     factors = Interval(*(2.0**x for x in (fit.b.value, fit.b.low, fit.b.high)))
-    return f"One bit less multiplies the loss by {_constant(factors)}."
+    return f"One bit fewer multiplies the loss by {_constant(factors)}."
 
 
 def _size_words(fit: Fit) -> str:
@@ -191,7 +192,7 @@ def figure(found: Scaling, style: Scores) -> Figure | None:
     unit = f" ({style.unit.strip()})" if style.unit else ""
     name = f"loss of {style.noun}{unit}, log"
     title = f"{name}, against bits, {found.method}: measured, and the fitted law as lines."
-    picture = curves.curves(drawn, x="bits of a weight (log)", y=name, title=title, log=True)
+    picture = curves.curves(drawn, x="bits of a weight", y=name, title=title, logs="y")
     return Figure("scaling", f"Loss against bits and size, {found.method}", picture)
 
 

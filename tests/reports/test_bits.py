@@ -28,6 +28,19 @@ def test_variants_of_one_width_are_told_apart_by_what_differs() -> None:
     }  # fmt: skip
 
 
+def test_one_method_is_one_line_whatever_algorithm_a_width_takes() -> None:
+    """1 bit takes another fake quantizer than the other widths: no width comes twice, so all of QAT is one line."""
+    results = sample.quantizers("digits", ("lsq",))
+    one = dataclasses.replace(results.variants[1], name="one", quantization=sample.settings("qat", "ste", 1))
+    (line,) = bits.series(dataclasses.replace(results, variants=(*results.variants, one)))
+    assert line.label == "qat lsq/ste"
+    assert [bits.weight_bits(variant) for variant in line.variants] == [8, 4, 1]
+    assert bits.labels(dataclasses.replace(results, variants=(*results.variants, one)))["one"] == "qat ste"
+    again = dataclasses.replace(one, quantization=sample.settings("qat", "ste", 4))
+    split = bits.series(dataclasses.replace(results, variants=(*results.variants, again)))
+    assert [found.label for found in split] == ["qat lsq", "qat ste"]
+
+
 def test_a_line_a_method_and_float32_as_a_level() -> None:
     figure = accuracy_against_bits(sample.quantizers("digits", ("lsq", "pact")))
     assert figure is not None
