@@ -84,13 +84,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = time.monotonic() - started if fresh else None
         subprocess.run([*python, "bench", str(out), *bench], check=True)
         results = without_histograms(json.loads((out / "results.json").read_text()))
-        commands = [
-            shlex.join(["qdeploy", *build]),
-            shlex.join(["qdeploy", "bench", f"runs/{results['name']}", *bench]),
-        ]
-        places = [place for place in arguments.places.split(",") if place]
-        answers = [ask(out, results, place, arguments.samples) for place in places]
-    commands += [command.replace(str(out), f"runs/{results['name']}") for command, _ in answers]
+        place = f"runs/{results['name']}" + (f"-{arguments.profile}" if arguments.profile else "")
+        commands = [shlex.join(["qdeploy", *words]) for words in (build, ["bench", place, *bench])]
+        asked = [where for where in arguments.places.split(",") if where]
+        answers = [ask(out, results, where, arguments.samples) for where in asked]
+    commands += [command.replace(str(out), place) for command, _ in answers]
     record: dict[str, Any] = {"commands": commands, "build_seconds": seconds, "results": results}
     if answers:
         record["answers"] = [found for _, found in answers]

@@ -79,6 +79,7 @@ def single(
 def across(parts: Parts) -> Iterator[str]:
     """What several results say together: methods beside models, or one model in several sizes."""
     if len({results.dataset for _, results in parts}) > 1:
+        yield terminal.markdown_list(matrix.sentences(parts))
         for found in matrix.tables(parts):
             yield f"## {words.plural(found.bits, 'bit')}\n\n{terminal.markdown_table(found.absolute)}"
             yield f"Per cent of no quantization:\n\n{terminal.markdown_table(found.relative)}"

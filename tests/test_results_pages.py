@@ -93,6 +93,7 @@ def test_several_models_stand_beside_each_other_by_width(made: ModuleType, tmp_p
     head, _, rest = text.partition("## 4 bits")
     assert "## 8 bits" in head
     table = rest.partition("## lstm")[0]
+    assert "- At 4 bits the largest loss is 1.11% of the metric [0.79, 1.46] (lstm, qat lsq); " in head
     assert "| no quantization | 90.00% [" in table
     assert "| qat apot | not representable | not run |" in table
     assert "| qat pact | 89.00% [88.39, 89.61] | not run |" in table

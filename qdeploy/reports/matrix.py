@@ -36,6 +36,38 @@ def tables(parts: Sequence[tuple[str, Results]]) -> list[Table]:
     return made
 
 
+def sentences(parts: Sequence[tuple[str, Results]]) -> list[str]:
+    """The largest loss at each width, and how many of its numbers are a measurable loss."""
+    said = []
+    for found in tables(parts):
+        shares, losses = [], 0
+        for part, results in parts:
+            base = next(variant for variant in results.variants if variant.name == results.baseline)
+            for (width, row), one in _by_cell(results).items():
+                if width == found.bits and isinstance(one, Variant):
+                    shares.append((_worse(one, base, results), part, row))
+                    losses += scores(results).loses(one.delta)
+        if not shares:
+            continue
+        worst, part, row = max(shares, key=lambda share: share[0].value)
+        least = (
+            f"{words.fixed(worst.value, 2)}% of the metric {words.between(worst.low, worst.high, 2)} ({part}, {row})"
+        )
+        what = (
+            f"the largest loss is {least}" if worst.value > 0 else f"nothing loses; the least gain is by {part}, {row}"
+        )
+        some = f"{losses} of {len(shares)} {'is' if losses == 1 else 'are'}" if losses else "none is"
+        said.append(f"At {words.plural(found.bits, 'bit')} {what}; {some} a measurable loss.")
+    return said
+
+
+def _worse(one: Variant, base: Variant, results: Results) -> Interval:
+    """How much of float32's metric a variant loses, in per cent, whichever way the metric points."""
+    share = percent(one, base.metric.value)
+    change = Interval(share.value - 100, share.low - 100, share.high - 100)
+    return change.negative() if scores(results).higher_is_better else change
+
+
 def note(parts: Sequence[tuple[str, Results]]) -> str:
     """What the numbers are."""
     metrics = "; ".join(
