@@ -98,10 +98,9 @@ def sentence(contrast: Contrast, results: Results) -> str:
     return said + _made(contrast, results) + _speed(contrast) + "."
 
 
-def sentences(results: Results) -> list[str]:
-    """What each contrast and each study of epochs says."""
-    said = [sentence(contrast, results) for contrast in results.contrasts]
-    return said + [study_sentence(study, scores(results)) for study in studies(results)]
+def study_sentences(results: Results) -> list[str]:
+    """What each study of epochs says."""
+    return [study_sentence(study, scores(results)) for study in studies(results)]
 
 
 def studies(results: Results) -> list[Study]:

@@ -28,7 +28,7 @@ def results_table(results: Results) -> Folding:
     Where a table is wider than the terminal, it goes on in a second one.
     """
     main = [sentence.text for sentence in conclusions(results) if sentence.main]
-    said = [f"- {text}" for text in (*main, *contrasts.sentences(results))]
+    said = [f"- {text}" for text in (*main, *contrasts.study_sentences(results))]
     head = contrasts.columns(results)
     blocks = [Block(results.name, comparison.columns(results)), *([Block("head to head", head)] if head else [])]
     return Folding(tuple(blocks), (*comparison.notes(results), *said))

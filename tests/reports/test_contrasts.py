@@ -84,8 +84,11 @@ def test_variants_that_differ_in_more_than_epochs_are_no_study() -> None:
 def test_terminal_and_page_show_the_contrasts() -> None:
     results = sample.head_to_head()
     text, page = printed(results_table(results), 160), render(results)
-    assert "head to head" in text
-    assert "ptq beats qat-e1 by 2.00 points" in " ".join(text.split())
+    head = text.partition("head to head")[2]
+    assert "-2.00 points  ptq  " in head
+    assert "-0.30 [-0.80, +0.20]" in head
+    assert "QAT matches ptq from 2 epochs on" in head
+    assert "ptq beats qat-e1 by 2.00 points" in page
     assert 'id="head-to-head"' in page
     assert "QAT matches ptq from 2 epochs on" in page
     assert 'id="head-to-head"' not in render(sample.full())

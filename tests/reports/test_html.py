@@ -11,6 +11,7 @@ import pytest
 
 from qdeploy.core.records import Results
 from qdeploy.reports import comparison
+from qdeploy.reports.conclusions import conclusions
 from qdeploy.reports.html import SHOWN_ROWS, WORST_ROWS, render, typeset, write
 from tests.reports import sample
 
@@ -144,6 +145,18 @@ def test_what_a_name_contains_is_text() -> None:
     assert "img" not in page.tags
     assert not [a for a in page.attributes if a[1].startswith("on")]
     assert page.words.count(EVIL) > 5
+
+
+def test_conclusions_columns_and_bits_have_their_places() -> None:
+    text = render(sample.quantizers("digits", ("lsq", "pact"), refused=("apot",)))
+    page = Page(text).text
+    for sentence in conclusions(sample.quantizers("digits", ("lsq", "pact")))[1:]:
+        assert typeset(sentence.text) in page
+    for header, said in comparison.explanations(sample.quantizers("digits", ("lsq", "pact"))).values():
+        assert f"<dt>{header}</dt>" in text
+        assert typeset(said) in page
+    assert 'id="by-bits"' in text
+    assert 'id="by-bits"' not in render(sample.minimal())
 
 
 def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
