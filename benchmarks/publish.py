@@ -1,21 +1,27 @@
 """Results pages: run a recipe from nothing, keep its results as JSON, and make the pages from that JSON.
 
-    python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--out DIR] [--only-page]
+    python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--out DIR] [--only-page] [--set KEY=VALUE ...]
     python benchmarks/publish.py recipes/cifar10_portable.yaml --places local,qemu:Haswell,local/ort_web --samples 500
+    python benchmarks/publish.py recipes/qat_eval/lstm.yaml --page qat_eval --part lstm
+    python benchmarks/publish.py --page eurosat --reference reference.json
 
 Builds the recipe into an empty folder, times the build, times the bundles, and writes docs/results/NAME.json. With
 --out a build that was interrupted goes on where it stood, and the page gives the time of each variant only. Then
-every docs/results/*.md and the table in README.md are made from the JSON files: no number is typed by hand, and
-tests/test_results_pages.py fails if a page and its JSON differ. ``--only-page`` makes the pages and runs nothing. With
---places, TARGET or TARGET/RUNTIME each, the integer bundles are asked there as well, the first ``--samples`` samples
-of the evaluation split, and the page compares their answers.
+every docs/results/*.md, its pictures, the index and the table in README.md are made from the JSON files: no number is
+typed by hand, and tests/test_results_pages.py fails if a page and its JSON differ. ``--only-page`` makes the pages and
+runs nothing. With --places, TARGET or TARGET/RUNTIME each, the integer bundles are asked there as well, the first
+``--samples`` samples of the evaluation split, and the page compares their answers.
+
+``--page`` names the page, ``--part`` what was built as one of several results on it: each is put in its place and the
+others stay. ``--title`` and ``--about`` (a paragraph, for what was reduced and why) and ``--reference`` (a file with
+numbers of somebody else, see qdeploy/reports/reference.py) become part of the page's JSON, and stay in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,57 +29,70 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qdeploy.core import records
 from qdeploy.core.files import write_atomic, write_json
-from qdeploy.core.records import Answers, Results
-from qdeploy.reports.compare.merge import compare
-from qdeploy.reports.compare.table import compare_markdown
-from qdeploy.reports.terminal import results_markdown
-from qdeploy.reports.verdict import verdict
-from qdeploy.reports.words import environment_line
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import results_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
-TABLE = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
     """Run what the command line asks for, then make every page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?")
-    parser.add_argument("--threads", default="1")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only-page", action="store_true")
-    parser.add_argument("--places", default="")
-    parser.add_argument("--samples", type=int, default=500)
-    arguments = parser.parse_args()
-    if not arguments.only_page:
-        if arguments.recipe is None:
-            parser.error("name a recipe, or give --only-page")
-        places = [place for place in arguments.places.split(",") if place]
-        run(arguments.recipe, arguments.threads, arguments.out, places, arguments.samples)
-    for path, content in pages().items():
+    arguments = _parser().parse_args()
+    name = arguments.page or (Path(arguments.recipe).stem if arguments.recipe else None)
+    if name is None and not arguments.only_page:
+        _parser().error("name a recipe or a page, or give --only-page")
+    if name is not None and not arguments.only_page:
+        file = PAGES / f"{name}.json"
+        data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        said = {key: getattr(arguments, key) for key in ("title", "about") if getattr(arguments, key)}
+        if arguments.reference:
+            said["reference"] = json.loads(arguments.reference.read_text(encoding="utf-8"))
+        if arguments.recipe:
+            data = placed(data, run(arguments), arguments.part)
+        write_json(file, {**data, **said})
+    for path, content in results_pages.every_page(PAGES, ROOT / "README.md").items():
         write_atomic(path, content)
 
 
-def run(recipe: str, threads: str, out: Path | None, places: list[str], samples: int) -> None:
+def placed(data: dict[str, Any], record: dict[str, Any], part: str) -> dict[str, Any]:
+    """A page's data with what was run in its place: the whole result, or one of its parts."""
+    if not part:
+        kept = {key: value for key, value in data.items() if key in ("title", "about", "reference")}
+        return {**kept, **record}
+    parts = {one["part"]: one for one in data.get("parts", [])}
+    parts[part] = {"part": part, **record}
+    return {**{key: value for key, value in data.items() if key in ("title", "about", "reference")},
+            "parts": list(parts.values())}  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build and bench a recipe, in an empty folder or going on in ``out``, and keep what was measured."""
-    build, bench = f"qdeploy build {recipe} --no-bench", f"qdeploy bench runs/NAME --threads {threads} --seconds 5"
+    recipe, out, threads = arguments.recipe, arguments.out, arguments.threads
+    options = [word for text in arguments.set for word in ("--set", text)]
+    options += ["--profile", arguments.profile] if arguments.profile else []
+    build = ["build", recipe, *options, "--no-bench"]
+    bench = ["--threads", threads, "--seconds", arguments.seconds]
     with tempfile.TemporaryDirectory() as folder:
         fresh = out is None or not (out / "stages").exists()
         out, python = out or Path(folder) / "run", [sys.executable, "-m", "qdeploy"]
         started = time.monotonic()
-        subprocess.run([*python, "build", recipe, "--no-bench", "--out", str(out)], check=True)
+        subprocess.run([*python, *build, "--out", str(out)], check=True)
         seconds = time.monotonic() - started if fresh else None
-        subprocess.run([*python, "bench", str(out), "--threads", threads, "--seconds", "5"], check=True)
+        subprocess.run([*python, "bench", str(out), *bench], check=True)
         results = without_histograms(json.loads((out / "results.json").read_text()))
-        commands = [build, bench.replace("NAME", results["name"])]
-        answers = [ask(out, results, place, samples) for place in places]
-    commands += [command.replace(str(out), f"runs/{results['name']}") for command, _ in answers]
+        place = f"runs/{results['name']}" + (f"-{arguments.profile}" if arguments.profile else "")
+        commands = [shlex.join(["qdeploy", *words]) for words in (build, ["bench", place, *bench])]
+        asked = [where for where in arguments.places.split(",") if where]
+        answers = [ask(out, results, where, arguments.samples) for where in asked]
+    commands += [command.replace(str(out), place) for command, _ in answers]
     record: dict[str, Any] = {"commands": commands, "build_seconds": seconds, "results": results}
     if answers:
         record["answers"] = [found for _, found in answers]
-    write_json(PAGES / f"{Path(recipe).stem}.json", record)
+    return record
 
 
 def ask(out: Path, results: dict[str, Any], place: str, samples: int) -> tuple[str, dict[str, Any]]:
@@ -99,45 +118,23 @@ def without_histograms(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def pages() -> dict[Path, str]:
-    """Every generated page, and README.md, as they must be for the JSON files that are there."""
-    found = {}
-    for path in sorted(PAGES.glob("*.json")):
-        data = json.loads(path.read_text())
-        if "results" in data:
-            found[path.with_suffix(".md")] = page(data)
-    readme = ROOT / "README.md"
-    found[readme] = TABLE.sub(lambda match: match[1] + table(match[2]) + match[3], readme.read_text(encoding="utf-8"))
-    return found
-
-
-def page(data: dict[str, Any]) -> str:
-    """A results page: verdict, table, answers elsewhere, commands, build time, machine."""
-    results = records.from_json(Results, data["results"])
-    answers = [records.from_json(Answers, found) for found in data.get("answers", [])]
-    assert results.environment is not None
-    elsewhere = []
-    if answers:
-        compared = compare([(found.target, found) for found in answers])
-        elsewhere = ["## The same bundles elsewhere", "", compare_markdown(compared)]
-    return "\n".join([
-        f"# {results.name}", "", f"{verdict(results)}", "", results_markdown(results), *elsewhere,
-        "```sh", *data["commands"], "```", "",
-        f"{build_time(data['build_seconds'])}Machine: {environment_line(results.environment)}.",
-        f"Made from {results.created_by}'s results by `python benchmarks/publish.py`.", "",
-    ])  # fmt: skip
-
-
-def build_time(seconds: float | None) -> str:
-    """How long the whole build took; nothing where it was made in several goes."""
-    return "" if seconds is None else f"The build took {seconds:.0f} s. "
-
-
-def table(name: str) -> str:
-    """The table of one results file, with its machine."""
-    results = records.from_json(Results, json.loads((PAGES / f"{name}.json").read_text())["results"])
-    assert results.environment is not None
-    return f"{results_markdown(results)}\nMachine: {environment_line(results.environment)}.\n"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--seconds", default="5")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--only-page", action="store_true")
+    parser.add_argument("--places", default="")
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--page", default="")
+    parser.add_argument("--part", default="")
+    parser.add_argument("--title", default="")
+    parser.add_argument("--about", default="")
+    parser.add_argument("--reference", type=Path)
+    return parser
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,18 +26,29 @@ from qdeploy.bundle.pack import pack
 from qdeploy.core import plugins, records, sources
 from qdeploy.core.errors import NotRepresentableError, QDeployError
 from qdeploy.core.files import sha256, write_atomic, write_json
-from qdeploy.core.records import Interval, Layer, Metric, Refusal, Results, Variant
+from qdeploy.core.records import (
+    Contrast,
+    HalfPrecision,
+    Interval,
+    Layer,
+    Metric,
+    Refusal,
+    Results,
+    SplitMetric,
+    Variant,
+)
 from qdeploy.core.stages import Folders, Stage, execute, folder_of, is_done, key_of
 from qdeploy.export import artifact
 from qdeploy.quant import qat
 from qdeploy.quant.rules import Rule
 from qdeploy.recipe.schema import STORAGE, Recipe, VariantRecipe
 from qdeploy.reports import html
+from qdeploy.runtimes.onnxruntime import Runtime
 from qdeploy.train import checkpoint
 from qdeploy.train.fit import device_kind, fit
 from qdeploy.train.reference import find_file, load_model, source_files
 from qdeploy.verify.artifact import signature
-from qdeploy.verify.evaluate import agreement, difference, fingerprint
+from qdeploy.verify.evaluate import agreement, difference, evaluate, fingerprint, gap
 from qdeploy.verify.prove import layer_records, prove
 
 LIBRARIES = ("torch", "torchvision", "lightning-fabric", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -66,10 +77,11 @@ def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool
     results_file = out / "results.json"
     previous = _previous(results_file)
     results = merge.keep_latencies(replace(_results(recipe, folders, out), refusals=refusals), previous)
-    if measure and any(variant.latency is None for variant in results.variants):
+    if measure and not merge.measured(results):
         measured = bench.run(
             [out / variant.bundle for variant in results.variants], threads=recipe.bench.threads,
-            batches=recipe.bench.batch, seconds=recipe.bench.seconds, baseline=results.baseline, progress=events.bench,
+            batches=recipe.bench.batch, seconds=recipe.bench.seconds, baseline=results.baseline,
+            pairs=merge.pairs(results), progress=events.bench,
         )  # fmt: skip
         results = merge.with_latencies(results, measured)
     if results != previous or not (out / "report.html").is_file():
@@ -111,14 +123,15 @@ def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
                 weights, activations = _trained_widths(recipe, variant)
                 qat.require_widths(variant.fake_quant, weight_bits=weights, activation_bits=activations)
         except NotRepresentableError as error:
-            refusals.append(Refusal(name, variant.method, error.message))
+            refusals.append(Refusal(name, variant.method, error.message, quantization=variant.describe()))
     refused = {refusal.name for refusal in refusals}
     variants = {name: variant for name, variant in recipe.variants.items() if name not in refused}
     if refusals and list(variants) == [recipe.baseline]:
         raise NotRepresentableError(
             f"Variant {refusals[0].name}: {refusals[0].reason}", "Choose another width or method."
         )
-    return recipe.model_copy(update={"variants": variants}), tuple(refusals)
+    contrasts = tuple(pair for pair in recipe.contrasts if set(pair) <= set(variants))
+    return recipe.model_copy(update={"variants": variants, "contrasts": contrasts}), tuple(refusals)
 
 
 def _trained_widths(recipe: Recipe, variant: VariantRecipe) -> tuple[set[int], set[int]]:
@@ -174,6 +187,23 @@ def plan(recipe: Recipe, events: Events) -> list[Stage]:
         key = key_of(verified.key, recipe.name, name, __version__, packer)
         run = partial(_bundle, recipe, name, variant, dataset, versions)
         stages += [made, verified, Stage(f"{name}/bundle", key, (made.name, verified.name), run)]
+        stages += [_also_stage(name, split, dataset, made, verified) for split in recipe.also_evaluate]
+    return stages + _contrast_stages(recipe, dataset, {stage.name: stage.key for stage in stages})
+
+
+def _also_stage(name: str, split: str, dataset: Any, made: Stage, verified: Stage) -> Stage:
+    """The deployed metric on another split, and how far it lies from the evaluation split's."""
+    key = key_of(verified.key, split)
+    return Stage(f"{name}/on-{split}", key, (made.name, verified.name), partial(_also, dataset, split))
+
+
+def _contrast_stages(recipe: Recipe, dataset: Any, keys: dict[str, str]) -> list[Stage]:
+    """A stage for each pair of variants that is compared: it reads the answers of both."""
+    stages = []
+    for first, second in recipe.contrasts:
+        inputs = (f"{first}/verify", f"{second}/verify")
+        key = key_of([keys[name] for name in inputs], _source("metric", dataset.metric))
+        stages.append(Stage(f"{first}/against-{second}", key, inputs, partial(_contrast, dataset)))
     return stages
 
 
@@ -208,9 +238,13 @@ def _train_stage(recipe: Recipe, dataset: Any, versions: dict[str, str], events:
 
 def _train(recipe: Recipe, dataset: Any, options: dict[str, Any], events: Events, folder: Path, _: Folders) -> None:
     model = load_model(recipe.model.factory, base=recipe.base, seed=options["seed"], **recipe.model.arguments)
+    started = time.perf_counter()
     result = fit(model, dataset, progress=events.training, **options)
     checkpoint.save(folder / "checkpoint.safetensors", result.state_dict)
-    write_json(folder / "history.json", {"best_epoch": result.epoch, "metric": result.metric, "epochs": result.history})
+    write_json(folder / "history.json", {
+        "best_epoch": result.epoch, "metric": result.metric, "epochs": result.history,
+        "seconds": time.perf_counter() - started,
+    })  # fmt: skip
 
 
 def _import_checkpoint(recipe: Recipe, path: Path, folder: Path, _: Folders) -> None:
@@ -259,7 +293,7 @@ def _trainable(model: Any, variant: VariantRecipe, dataset: Any) -> tuple[artifa
 def _model(recipe: Recipe, variant: VariantRecipe, dataset: Any, folder: Path, inputs: Folders) -> None:
     started = time.perf_counter()
     model = _float_model(recipe, inputs["train"])
-    before = 0.0
+    parameters, before = sum(parameter.numel() for parameter in model.parameters()), 0.0
     if variant.method == "qat":
         (trained,) = (folder for name, folder in inputs.items() if name != "train")
         placed, graph, example = _trainable(model, variant, dataset)
@@ -284,6 +318,7 @@ def _model(recipe: Recipe, variant: VariantRecipe, dataset: Any, folder: Path, i
         "weights": {name: records.to_json(value) for name, value in made.weights.items()},
         "activations": {name: records.to_json(value) for name, value in made.activations.items()},
         "float_reasons": made.float_reasons, "seconds": before + time.perf_counter() - started,
+        "half_precision": [records.to_json(weight) for weight in made.half_precision], "parameters": parameters,
     })  # fmt: skip
 
 
@@ -347,6 +382,26 @@ def _verify(dataset: Any, folder: Path, inputs: Folders) -> None:
     })  # fmt: skip
 
 
+def _also(dataset: Any, split: str, folder: Path, inputs: Folders) -> None:
+    made, verified = inputs.values()
+    metric = plugins.load("metric", dataset.metric)()
+    raw, targets = dataset.split(split)
+    runtime = Runtime((made / "model.onnx").read_bytes())
+    found = evaluate(runtime, raw, targets, preprocessing=dataset.preprocessing, metric=metric)
+    with np.load(verified / "evaluation.npz") as judged:
+        apart = gap(found.rows, judged["rows"], metric)
+    write_json(folder / "metric.json", records.to_json(SplitMetric(split, found.metric, apart)))
+
+
+def _contrast(dataset: Any, folder: Path, inputs: Folders) -> None:
+    metric = plugins.load("metric", dataset.metric)()
+    first, second = (np.load(verified / "evaluation.npz") for verified in inputs.values())
+    with first, second:
+        apart = difference(first["rows"], second["rows"], metric)
+        alike = agreement(first["decisions"], second["decisions"])
+    write_json(folder / "contrast.json", {"difference": records.to_json(apart), "agreement": alike})
+
+
 def _bundle(
     recipe: Recipe,
     name: str,
@@ -392,18 +447,44 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
     sizes = {name: (folders[f"{name}/model"] / "model.onnx").stat().st_size for name in recipe.variants}
     variants = []
     for name, variant in recipe.variants.items():
-        proof = json.loads((folders[f"{name}/verify"] / "proof.json").read_text())
+        proof = _json(folders[f"{name}/verify"] / "proof.json")
+        made = _json(folders[f"{name}/model"] / "layers.json")
         bundle = f"{name}.qdeploy.zip"
         _publish(folders[f"{name}/bundle"] / bundle, out)
+        also = [_json(folders[f"{name}/on-{split}"] / "metric.json") for split in recipe.also_evaluate]
         variants.append(Variant(
             name=name, method=variant.method, metric=records.from_json(Metric, proof["metric"]),
             delta=records.from_json(Interval, proof["delta"]) if proof["delta"] else None,
             agreement=proof["agreement"], size_bytes=sizes[name], compression=sizes[recipe.baseline] / sizes[name],
             bundle=bundle, bundle_sha256=sha256(out / bundle), integer_mac_share=proof["integer_mac_share"],
             differing_codes=proof["differing_codes"],
-            layers=tuple(records.from_json(Layer, layer) for layer in proof["layers"]),
-            seconds=json.loads((folders[f"{name}/model"] / "layers.json").read_text())["seconds"],
+            layers=tuple(records.from_json(Layer, layer) for layer in proof["layers"]), seconds=made["seconds"],
             unportable=sum(map(len, proof["portability"].values())) if proof["integer_mac_share"] else None,
+            quantization=variant.describe(),
+            half_precision=tuple(records.from_json(HalfPrecision, weight) for weight in made["half_precision"]),
+            also=tuple(records.from_json(SplitMetric, found) for found in also),
         ))  # fmt: skip
-    return Results(name=recipe.name, baseline=recipe.baseline, variants=tuple(variants), dataset=recipe.data.name,
-                   created_by=f"qdeploy {__version__}", profile=recipe.profile)  # fmt: skip
+    return Results(
+        name=recipe.name, baseline=recipe.baseline, variants=tuple(variants), dataset=recipe.data.name,
+        created_by=f"qdeploy {__version__}", contrasts=tuple(_contrasts(recipe, folders)),
+        parameters=_json(folders[f"{recipe.baseline}/model"] / "layers.json")["parameters"],
+        training_seconds=_training_seconds(folders["train"]), profile=recipe.profile,
+    )  # fmt: skip
+
+
+def _contrasts(recipe: Recipe, folders: dict[str, Path]) -> Iterator[Contrast]:
+    for first, second in recipe.contrasts:
+        found = _json(folders[f"{first}/against-{second}"] / "contrast.json")
+        yield Contrast(first, second, records.from_json(Interval, found["difference"]), found["agreement"])
+
+
+def _training_seconds(folder: Path) -> float | None:
+    """How long training took; None for a checkpoint of the user's, and where an older version did not note it."""
+    history = folder / "history.json"
+    return _json(history).get("seconds") if history.is_file() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A stage's own file."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

@@ -180,3 +180,46 @@ def test_damaged_results_are_made_again(
     again = pipeline.build(recipe, copy, measure=False)
     assert [v.bundle_sha256 for v in again.variants] == [v.bundle_sha256 for v in results.variants]
     assert runner.read_bundle(copy / "ptq-int8.qdeploy.zip")
+
+
+COMPARED = """
+contrasts: [[ptq-int8, fp32]]
+also_evaluate: [train]
+"""
+
+
+def test_what_is_compared_changes_no_other_stage(recipe_file: Path, tmp_path: Path) -> None:
+    compared = tmp_path / "compared.yaml"
+    compared.write_text(recipe_file.read_text() + COMPARED)
+    plain, more = ({s.name: s.key for s in pipeline.plan(load(f), pipeline.Events())} for f in (recipe_file, compared))
+    assert plain.items() <= more.items()
+    assert set(more) - set(plain) == {"fp32/on-train", "ptq-int8/on-train", "ptq-int8/against-fp32"}
+
+
+def test_contrasts_and_further_splits_are_measured_on_what_is_shipped(
+    built: tuple[Path, Results], recipe_file: Path, tmp_path: Path
+) -> None:
+    out, before = built
+    compared, copy, started = tmp_path / "compared.yaml", tmp_path / "out", []
+    compared.write_text(recipe_file.read_text() + COMPARED)
+    shutil.copytree(out, copy)
+    events = pipeline.Events(stage=lambda stage: started.append(stage.name))
+    results = pipeline.build(load(compared), copy, events=events)
+    assert started == ["fp32/on-train", "ptq-int8/on-train", "ptq-int8/against-fp32"]
+    (contrast,) = results.contrasts
+    assert (contrast.difference, contrast.agreement) == (results.variants[1].delta, results.variants[1].agreement)
+    assert contrast.speedup is not None
+    raw, targets = plugins.load("dataset", "digits")(calibration=64).split("train")
+    bundle = runner.read_bundle(copy / "ptq-int8.qdeploy.zip")
+    (entry,) = bundle["manifest"]["inputs"]
+    (outputs,) = runner.make_session(bundle["model"], 1).run(
+        None, {entry["name"]: runner.preprocess(raw, entry["preprocessing"])}
+    )
+    (also,) = results.variants[1].also
+    assert also.metric.value == float((outputs.argmax(1) == targets).mean())
+    assert also.metric.samples == len(raw)
+    assert also.gap.value == pytest.approx(also.metric.value - results.variants[1].metric.value)
+    assert results.parameters == before.parameters
+    assert results.training_seconds is not None
+    assert results.variants[1].summary is not None
+    assert results == records.load(Results, copy / "results.json")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from qdeploy.core.records import Bench, Latency, Results
+from qdeploy.core.records import Bench, Environment, Interval, Latency, Results, Summary, Variant
 
+RUNTIME = "onnxruntime (CPU)"  # what a summary's speed-up is measured in
 MUCH_SHORTER = 0.5  # of the time that the times which are there took
 
 
@@ -25,8 +27,52 @@ def with_latencies(results: Results, bench: Bench) -> Results:
     if names.get(bench.baseline or "") not in own:
         # The speed-ups refer to another build's float32 model.
         measured = {digest: dataclasses.replace(latency, speedup=None) for digest, latency in measured.items()}
-    variants = tuple(dataclasses.replace(v, latency=measured.get(v.bundle_sha256)) for v in results.variants)
-    return dataclasses.replace(results, variants=variants, environment=bench.environment)
+    ratios = {
+        (ratio.first, ratio.second): ratio.speedup
+        for ratio in bench.ratios
+        if (ratio.threads, ratio.batch) == (first.threads, first.batch)
+    }
+    return _with(results, measured, ratios, bench.environment)
+
+
+def pairs(results: Results) -> list[tuple[str, str]]:
+    """The sha256 of the bundles that the contrasts of a build compare."""
+    digests = {variant.name: variant.bundle_sha256 for variant in results.variants}
+    return [(digests[contrast.first], digests[contrast.second]) for contrast in results.contrasts]
+
+
+def measured(results: Results) -> bool:
+    """Whether every variant has a latency and every contrast a ratio of two, as far as times may be read at all."""
+    latencies = [variant.latency for variant in results.variants]
+    withheld = any(latency is not None and latency.withheld is not None for latency in latencies)
+    return all(latencies) and (withheld or all(contrast.speedup for contrast in results.contrasts))
+
+
+def _with(
+    results: Results, latencies: Mapping[str, Latency | None], ratios: Mapping[tuple[str, str], Interval | None],
+    environment: Environment | None,
+) -> Results:  # fmt: skip
+    """``results`` with latencies by a bundle's digest, ratios by two digests, and what follows from them."""
+    variants = [dataclasses.replace(v, latency=latencies.get(v.bundle_sha256)) for v in results.variants]
+    contrasts = [
+        dataclasses.replace(contrast, speedup=ratios.get(pair))
+        for contrast, pair in zip(results.contrasts, pairs(results), strict=True)
+    ]
+    return dataclasses.replace(
+        results, variants=tuple(dataclasses.replace(v, summary=_summary(v)) for v in variants),
+        contrasts=tuple(contrasts), environment=environment,
+    )  # fmt: skip
+
+
+def _summary(variant: Variant) -> Summary | None:
+    latency = variant.latency
+    if latency is None or latency.speedup is None or not latency.runtime.startswith(RUNTIME) or latency.batch != 1:
+        return None
+    drop = None
+    if variant.delta is not None and variant.metric.is_fraction:
+        lost = variant.delta.negative()
+        drop = Interval(100 * lost.value, 100 * lost.low, 100 * lost.high)
+    return Summary(variant.compression, latency.speedup, drop)
 
 
 def better_measured(results: Results, bench: Bench) -> float | None:
@@ -57,5 +103,5 @@ def keep_latencies(results: Results, previous: Results | None) -> Results:
     known = {variant.bundle_sha256: variant.latency for variant in previous.variants}
     if any(known.get(variant.bundle_sha256) is None for variant in results.variants):
         return results
-    variants = tuple(dataclasses.replace(v, latency=known[v.bundle_sha256]) for v in results.variants)
-    return dataclasses.replace(results, variants=variants, environment=previous.environment)
+    ratios = {pair: contrast.speedup for pair, contrast in zip(pairs(previous), previous.contrasts, strict=True)}
+    return _with(results, known, ratios, previous.environment)

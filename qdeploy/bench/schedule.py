@@ -24,7 +24,7 @@ from qdeploy.bench import stats
 from qdeploy.bench.subject import Subject, choose_baseline, read_subjects
 from qdeploy.bench.traps import DOT_PRODUCT, X86, machine_traps
 from qdeploy.core.errors import QDeployError
-from qdeploy.core.records import Bench, BenchRow, Environment, Golden, Interval, Latency, from_json
+from qdeploy.core.records import Bench, BenchRow, Environment, Golden, Interval, Latency, Ratio, from_json
 from qdeploy.runtimes._errors import qdeploy_errors
 from qdeploy.targets._base import open_target
 
@@ -46,6 +46,7 @@ def run(
     runtime: str = "onnxruntime",
     provider: str | None = None,
     baseline: str | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
     progress: Progress | None = None,
 ) -> Bench:
     """Time ``bundles`` (zips or unpacked folders) on ``target``, side by side, at every pair of threads and batch.
@@ -53,8 +54,8 @@ def run(
     ``threads`` None means the cores that are allowed there; ``seconds`` is the measuring time a bundle and setting;
     ``provider`` is the runtime's own ("CUDA"), None its default.
     ``baseline`` names the bundle that speed-ups refer to; by default it is the only one whose method is "float32",
-    and without one there are no speed-ups. A bundle that fails becomes a warning and the others go on; if none is
-    left, its error is raised.
+    and without one there are no speed-ups. ``pairs`` are the sha256 of further bundles that are compared, first with
+    second. A bundle that fails becomes a warning and the others go on; if none is left, its error is raised.
     """
     if not bundles:
         raise QDeployError("There is nothing to measure.", "Name a bundle, or a folder that `qdeploy build` made.")
@@ -74,7 +75,7 @@ def run(
             these = [Run(subject, count, batch) for subject in subjects]
             measure(these, start, seconds=seconds, progress=report)
             runs += these
-        return _bench(runs, reference, place.name)
+        return dataclasses.replace(_bench(runs, reference, place.name), ratios=_ratios(runs, pairs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,17 @@ def _base(one: Run, done: Sequence[Run], reference: Subject | None) -> Run | Non
         return None
     same = (r for r in done if r.subject is reference and (r.threads, r.batch) == (one.threads, one.batch))
     return next(same, None)
+
+
+def _ratios(runs: Sequence[Run], pairs: Sequence[tuple[str, str]]) -> tuple[Ratio, ...]:
+    """How many times faster the first of each pair is than the second, at every setting at which both were timed."""
+    timed = {(r.subject.sha256, r.loaded["threads"], r.batch): r for r in runs if r.failure is None and not r.emulator}
+    return tuple(
+        Ratio(first, second, threads, batch, stats.ratio_interval(timed[second, threads, batch].blocks, one.blocks))
+        for first, second in pairs
+        for (digest, threads, batch), one in timed.items()
+        if digest == first and (second, threads, batch) in timed
+    )
 
 
 def _row(one: Run, base: Run | None) -> BenchRow:

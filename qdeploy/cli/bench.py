@@ -55,7 +55,9 @@ def command(
     """
     from rich.console import Console
 
+    from qdeploy.bench import merge
     from qdeploy.bench.schedule import run
+    from qdeploy.core.records import Results, load
     from qdeploy.reports.terminal import bench_table
 
     counts = None if threads is None else numbers(threads, "--threads")
@@ -66,6 +68,7 @@ def command(
     builds = list({path.resolve(): path for path in paths if _is_build(path)}.values())
     if baseline is None and len(paths) == 1 and builds:
         baseline = _baseline_of(builds[0])
+    pairs = [pair for build in builds for pair in merge.pairs(load(Results, build / "results.json"))]
     console = Console()
     opened, unlogged = logs.open_all(log), []
 
@@ -73,7 +76,7 @@ def command(
         with progress() as advance:
             bench = run(
                 bundles, target=target, threads=counts, batches=batches, seconds=seconds, runtime=runtime,
-                provider=provider, baseline=baseline, progress=advance,
+                provider=provider, baseline=baseline, pairs=pairs, progress=advance,
             )  # fmt: skip
         console.print(bench_table(bench))
         places.save(bench, json_file, targets, console)

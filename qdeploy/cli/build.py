@@ -82,7 +82,6 @@ def command(
     # Only now what takes seconds to import: a wrong recipe is answered at once.
     from qdeploy import pipeline
     from qdeploy.reports.terminal import results_table
-    from qdeploy.reports.verdict import verdict
 
     folder = out or Path("runs") / loaded.folder
     console = Console()
@@ -96,7 +95,6 @@ def command(
     with _events() as events:
         results = pipeline.build(loaded, folder, events=events, measure=bench)
     console.print(results_table(results))
-    console.print(str(verdict(results)), highlight=False, markup=False)
     _say_where(console, folder)
     if opened and not logs.write(opened, results.name, _as_run(loaded, results, folder), console):
         raise typer.Exit(2)

@@ -40,6 +40,14 @@ class Interval:
         """Whether ``reference`` lies outside the interval, that is, whether the difference from it is real."""
         return not self.low <= reference <= self.high
 
+    def negative(self) -> Interval:
+        """The interval of minus the value: a difference taken the other way around."""
+        return Interval(0.0 - self.value, 0.0 - self.high, 0.0 - self.low)
+
+    def inverse(self) -> Interval:
+        """The interval of one over the value, which is positive: a ratio taken the other way around."""
+        return Interval(1 / self.value, 1 / self.high, 1 / self.low)
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -70,6 +78,11 @@ class Metric:
     high: float
     samples: int
     higher_is_better: bool = True
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether it lies in 0..1 and grows with quality, so that a difference is so many percentage points."""
+        return self.higher_is_better and self.low >= 0 and self.high <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,42 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfPrecision:
+    """What storing one float32 weight in 16 bits did to its values. All counts are of values."""
+
+    name: str  # of the initializer: "layer1.0.conv1.weight"
+    values: int
+    largest: float  # the largest magnitude in float32
+    overflows: int  # beyond the type's range
+    zeros: int  # not 0 before, 0 now
+    subnormals: int  # stored with fewer digits than the type has
+    relative_error: float  # the largest |stored - value| / |value| of those that are neither 0 now nor beyond range
+
+
+@dataclass(frozen=True, slots=True)
+class SplitMetric:
+    """The deployed metric on another split than the one that judges: "train" or "validation"."""
+
+    split: str
+    metric: Metric
+    gap: Interval  # this metric minus the evaluation split's, bootstrap over independent samples
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a variant wins and costs against float32, under the names that other tools look for.
+
+    ``speedup`` is float32's p50 over this p50 in onnxruntime on the CPU, same threads, batch 1.
+    ``accuracy_drop_percent`` is float32's metric minus this one's in percentage points, paired; None where the metric
+    is no fraction.
+    """
+
+    compression_ratio: float
+    speedup: Interval
+    accuracy_drop_percent: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """Everything known about one variant of a build."""
 
@@ -143,6 +192,10 @@ class Variant:
     latency: Latency | None = None
     seconds: float | None = None  # wall time of making it: calibration, rounding or training on, export
     unportable: int | None = None  # integer layers that some CPU computes otherwise; None where none is integer
+    quantization: dict[str, Any] = field(default_factory=dict)  # the recipe's settings; {} where nothing is quantized
+    half_precision: tuple[HalfPrecision, ...] = ()  # of the weights that are stored in 16 bits
+    also: tuple[SplitMetric, ...] = ()
+    summary: Summary | None = None  # None for the baseline, and until latencies were measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +205,19 @@ class Refusal:
     name: str
     method: str
     reason: str
+    kind: str = "not representable"  # or "not applicable": the words in the place of a number
+    quantization: dict[str, Any] = field(default_factory=dict)  # the recipe's settings
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Two variants beside each other, as the recipe's ``contrasts`` ask. How long each took to make is in Variant."""
+
+    first: str
+    second: str
+    difference: Interval  # the first one's metric minus the second one's on the same samples, paired bootstrap
+    agreement: float  # the share of evaluation samples that both decide alike
+    speedup: Interval | None = None  # the second one's p50 over the first one's, same run; None until it was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +232,9 @@ class Results:
     profile: str = ""  # of the recipe's profiles, the one that was built
     created_by: str = ""  # "qdeploy 0.1.0"
     refusals: tuple[Refusal, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    parameters: int | None = None  # numbers that training set in the float32 model
+    training_seconds: float | None = None  # wall time of training it; None where a checkpoint was given
     schema: str = RESULTS_SCHEMA
 
 
@@ -195,6 +264,17 @@ class BenchRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Ratio:
+    """The second bundle's p50 over the first one's at one setting: how many times faster the first one is."""
+
+    first: str  # a bundle's sha256
+    second: str
+    threads: int
+    batch: int
+    speedup: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """What ``qdeploy bench`` measured on one target, in one interleaved run."""
 
@@ -203,6 +283,7 @@ class Bench:
     baseline: str | None  # the row that speed-ups refer to
     rows: tuple[BenchRow, ...]
     warnings: tuple[str, ...] = field(default=())
+    ratios: tuple[Ratio, ...] = ()  # of the pairs that were asked for, beside the baseline's
     schema: str = BENCH_SCHEMA
 
 
@@ -300,6 +381,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
             raise QDeployError(f"{where}: expected a list, found {type(data).__name__}.")
         item = typing.get_args(kind)[0]
         return tuple(_decode(item, value, f"{where}[{i}]") for i, value in enumerate(data))
+    if origin is dict:
+        kind = dict  # plain JSON data, whatever it holds
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(kind, data, where)
     if kind is float and isinstance(data, int) and not isinstance(data, bool):

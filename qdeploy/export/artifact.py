@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from qdeploy.core.records import Histogram
+from qdeploy.core.records import HalfPrecision, Histogram
 from qdeploy.core.scheme import Grid
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.graph.capture import capture
@@ -44,6 +44,7 @@ class Artifact:
     weights: dict[str, QuantizedValue] = field(default_factory=dict)
     activations: dict[str, QuantizedValue] = field(default_factory=dict)
     float_reasons: dict[str, str] = field(default_factory=dict)  # layer name -> why placement left it in float32
+    half_precision: list[HalfPrecision] = field(default_factory=list)  # of the weights stored in 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def float32(model: nn.Module, example: Tensor, *, storage: Storage = "float32") 
     graph = capture(model, example)
     fold(graph)
     normalize(graph)
-    return Artifact(to_onnx(graph, example, storage=storage))
+    rounded: list[HalfPrecision] = []
+    return Artifact(to_onnx(graph, example, storage=storage, rounded=rounded), half_precision=rounded)
 
 
 def placed(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.core.records import HalfPrecision
 from qdeploy.core.scheme import QScheme
 from qdeploy.export.passes import clips, codes, constants, float_layers, names, reshapes, sharing
 from qdeploy.export.passes import half_precision as half_precision_pass
@@ -28,7 +29,7 @@ OPSET = 21
 def to_onnx(
     graph_module: fx.GraphModule, example: Tensor | Sequence[Tensor], *, outputs: Sequence[str] | None = None,
     metadata: dict[str, str] | None = None, packing: Literal["packed", "none"] = "packed",
-    storage: half_precision_pass.Storage = "float32",
+    storage: half_precision_pass.Storage = "float32", rounded: list[HalfPrecision] | None = None,
 ) -> bytes:  # fmt: skip
     """The graph as a checked ONNX model: dynamic batch, opset 21, readable stable names, deterministic bytes.
 
@@ -37,7 +38,8 @@ def to_onnx(
 
     ``packing``: integer weights of fewer than 8 bits take their true width in the file, or a byte each ("none", for a
     runtime that does not compute constants when it loads a model). ``storage``: what float32 weights are stored as.
-    Neither changes an integer kernel, and packing changes no bit of an answer.
+    Neither changes an integer kernel, and packing changes no bit of an answer. ``rounded`` is a list to be filled with
+    what storing in 16 bits did to each weight.
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     _label(graph_module)
@@ -57,7 +59,9 @@ def to_onnx(
     metadata_pass.replace(model, metadata or {})
     if packing == "packed":
         packing_pass.pack(model, weights)
-    half_precision_pass.store(model, storage)
+    stored = half_precision_pass.store(model, storage)
+    if rounded is not None:
+        rounded += stored
     proto = ir.to_proto(model)
     # torch leaves shapes of values that translations rewrote; stale ones make onnx's own tools refuse the model.
     del proto.graph.value_info[:]

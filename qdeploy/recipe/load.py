@@ -44,7 +44,9 @@ def load(
     base = base_of(path)
     recipe, problems = _look_outside(checked(path, data, origins), base)
     raise_problems(path, problems, origins)
-    recipe = recipe.model_copy(update={"variants": _chosen(recipe, only)})
+    chosen = _chosen(recipe, only)
+    contrasts = tuple(pair for pair in recipe.contrasts if set(pair) <= set(chosen))
+    recipe = recipe.model_copy(update={"variants": chosen, "contrasts": contrasts})
     recipe._base = base
     recipe._profile = profile
     return recipe
@@ -67,8 +69,10 @@ def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
     variants = with_baseline(recipe.variants, problems)
     for name, variant in variants.items():
         problems += trials.plugins_of(name, variant)
+    problems += _check_contrasts(recipe, variants)
     if dataset is not None:
         _check_input(recipe, dataset, problems)
+        _check_also_evaluate(recipe, dataset, problems)
         _check_augment(recipe, trials.input_shape(dataset), problems)
         variants = {name: _with_samples(name, v, dataset, problems) for name, v in variants.items()}
     return recipe.model_copy(update={"model": model, "variants": variants}), problems
@@ -88,6 +92,25 @@ def _check_model(model: ModelRecipe, base: Path) -> tuple[ModelRecipe, list[Prob
         problems += found
         model = model.model_copy(update={"checkpoint": path or model.checkpoint})
     return model, problems
+
+
+def _check_contrasts(recipe: Recipe, variants: dict[str, VariantRecipe]) -> list[Problem]:
+    """A contrast is of two different variants that there are."""
+    problems = []
+    for i, pair in enumerate(recipe.contrasts):
+        at = ("contrasts", f"[{i}]")
+        problems += [Problem(at, f"there is no variant {n!r}", nearest(n, variants)) for n in pair if n not in variants]
+        if pair[0] == pair[1]:
+            problems.append(Problem(at, f"{pair[0]} cannot be compared with itself", "Name two variants."))
+        elif any(set(pair) == set(other) for other in recipe.contrasts[:i]):
+            problems.append(Problem(at, f"{pair[0]} and {pair[1]} are compared already", "Remove it."))
+    return problems
+
+
+def _check_also_evaluate(recipe: Recipe, dataset: Any, problems: list[Problem]) -> None:
+    if recipe.also_evaluate and dataset.training_shapes is not None:
+        message = f"data set {recipe.data.name} trains on samples of another shape than the deployed model reads"
+        problems.append(Problem(("also_evaluate",), message, "Remove it."))
 
 
 def _check_input(recipe: Recipe, dataset: Any, problems: list[Problem]) -> None:

@@ -105,6 +105,7 @@ Name = Annotated[str, AfterValidator(_safe_name)]
 ObserverName = Annotated[str, AfterValidator(_plugin("observer"))]
 WeightBits = Annotated[int, AfterValidator(_integer_bits(1))]
 ActivationBits = Annotated[int, AfterValidator(_integer_bits(2))]
+Pair = Annotated[tuple[str, str], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair)]
 PositiveInts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_a_list)]
 
 
@@ -347,7 +348,11 @@ class BenchRecipe(Strict):
 
 
 class Recipe(Strict):
-    """One float32 model, several variants of it. Made by ``qdeploy.recipe.load.load``."""
+    """One float32 model, several variants of it. Made by ``qdeploy.recipe.load.load``.
+
+    ``contrasts`` are pairs of variants that are compared with each other; ``also_evaluate`` names splits on which the
+    metric is reported beside the evaluation split's, which alone judges.
+    """
 
     name: Name
     description: str = ""
@@ -359,6 +364,8 @@ class Recipe(Strict):
     input: InputRecipe | None = None
     variants: dict[Name, Annotated[VariantRecipe, BeforeValidator(_empty_if_none)]] = Field(default_factory=dict)
     bench: BenchRecipe = BenchRecipe()
+    contrasts: Annotated[tuple[Pair, ...], BeforeValidator(_a_tuple)] = ()
+    also_evaluate: Annotated[tuple[Literal["train", "validation"], ...], BeforeValidator(_a_tuple)] = ()
     _base: Path = PrivateAttr(default=Path())
     _profile: str = PrivateAttr(default="")
 

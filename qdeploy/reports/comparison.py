@@ -58,6 +58,7 @@ def columns(results: Results) -> tuple[Column, ...]:
         Column("method", "method", tuple(Cell(v.method) for v in variants), numeric=False),
         Column("metric", style.label, tuple(score(v.metric, style) for v in variants)),
         Column("delta", f"against {results.baseline}", tuple(delta(v.delta, style) for v in variants)),
+        *_also(results, style),
         Column("size", "file size", tuple(Cell(words.size(v.size_bytes)) for v in variants)),
         Column("compression", "compression", tuple(_compression(v, results.baseline) for v in variants)),
     ]
@@ -73,44 +74,92 @@ def columns(results: Results) -> tuple[Column, ...]:
     return tuple(replace(column, cells=(*column.cells, *_refused(column, results.refusals))) for column in columns)
 
 
+def _also(results: Results, style: Scores) -> Iterator[Column]:
+    """The metric on further splits, and how far it lies from the evaluation split's."""
+    for name in also_splits(results):
+        found = [next((one for one in v.also if one.split == name), None) for v in results.variants]
+        values = tuple(score(one.metric if one else None, style) for one in found)
+        yield Column(f"on {name}", f"on {name}", values)
+        gaps = tuple(difference(one.gap, style) if one else Cell("-", tone="muted") for one in found)
+        yield Column(f"gap {name}", f"{name} - evaluation", gaps)
+
+
 def _refused(column: Column, refusals: Sequence[Refusal]) -> Iterator[Cell]:
     """The rows of what has no exact integer form: a name, and words in the place of the metric."""
-    said = {"metric": words.NOT_REPRESENTABLE}
     for refusal in refusals:
-        text = {"variant": refusal.name, "method": refusal.method, **said}.get(column.key, "-")
+        said = {"variant": refusal.name, "method": refusal.method, "metric": refusal.kind}
+        text = said.get(column.key, "-")
         yield Cell(text, tone="" if column.key == "variant" else "muted")
 
 
+METHODS = {
+    "float32": "float32 is the model as it was trained",
+    "ptq": "ptq quantizes it after training",
+    "qat": "qat trains on with quantizers in place, and what is judged is the integer model that this is converted to",
+    "fp16": "fp16 stores weights as float16 and computes in float32",
+    "bf16": "bf16 stores weights as bfloat16 and computes in float32",
+}
+TERSE = ("metric", "size", "p50", "portable", "seconds")  # the columns that a terminal explains
+
+
+def explanations(results: Results) -> dict[str, tuple[str, str]]:
+    """What each column that is there says, by its key: (header, text without a full stop)."""
+    variants, style = results.variants, scores(results)
+    split = f" of {results.dataset}" if results.dataset else ""
+    samples = f"{variants[0].metric.samples:,} " if variants else ""
+    methods = [METHODS[m] for m in dict.fromkeys(v.method for v in variants) if m in METHODS]
+    texts = {
+        "method": "how the variant was made: " + "; ".join(methods),
+        "metric": f"the exported model run in onnxruntime on {samples}evaluation samples{split}. [low, high] is a 95% "
+        f'interval; a difference whose interval includes 0 (a speed-up: 1) is "{words.NO_DIFFERENCE}"',
+        "delta": f"the {style.noun} of the variant minus that of {results.baseline}, on the same samples; its interval "
+        "is a paired bootstrap",
+        "size": "model.onnx, without the rest of its bundle",
+        "compression": f"the file size of {results.baseline} over the variant's",
+        "p50": "median time of a call; " + "; ".join(settings(v.latency for v in variants)),
+        "speedup": f"the p50 latency of {results.baseline} over the variant's, both measured in turns in one run",
+        "integer": "the share of multiply-accumulates that onnxruntime runs in integer kernels, read from the "
+        "graph that runs",
+        "parity": "output codes of layers in onnxruntime that differ from integer reference arithmetic; 0 is bit-exact",
+        "portable": "integer layers give the same codes on x86 with and without VNNI, on ARM64 and in WebAssembly, for "
+        "every input; qdeploy inspect names the layers that do not",
+        "seconds": "wall time of calibration, rounding or training on, and export, on the building machine",
+    }
+    for found in also_splits(results):
+        texts[f"on {found}"] = f"the same on the {found} split, which the model was fitted to or chosen on"
+        texts[f"gap {found}"] = (
+            f"the {style.noun} on the {found} split minus that on the evaluation split, whose samples are others"
+        )
+    return {column.key: (column.header, texts[column.key]) for column in columns(results) if column.key in texts}
+
+
 def notes(results: Results) -> list[str]:
-    """What a reader of the comparison must know beside the table."""
-    metrics = [variant.metric for variant in results.variants]
+    """What a reader of the comparison must know beside the table, on a few lines."""
+    said = explanations(results) if results.variants else {}
     lines = []
-    if metrics:
-        split = f" of {results.dataset}" if results.dataset else ""
-        lines.append(
-            f"{scores(results).label}: the exported model run in onnxruntime on {metrics[0].samples:,} evaluation "
-            f"samples{split}. [low, high] is a 95% interval; a difference whose interval includes 0 "
-            f'(a speed-up: 1) is "{words.NO_DIFFERENCE}".'
-        )
-    if len(results.variants) > 1:
-        lines.append(
-            f"file size: model.onnx, without the rest of its bundle; compression: that of {results.baseline} over it."
-        )
+    for key in TERSE:
+        if key not in said or (key == "size" and len(results.variants) < 2):
+            continue
+        if key == "p50" and not any(timed(variant.latency) for variant in results.variants):
+            continue
+        also = f"; compression: that of {results.baseline} over it" if key == "size" else ""
+        lines.append("{}: {}".format(*said[key]) + also + ".")
+    return lines + remarks(results)
+
+
+def remarks(results: Results) -> list[str]:
+    """What is particular to this build: why times are withheld or missing, and why a variant is."""
     latencies = [variant.latency for variant in results.variants]
-    if any(timed(latency) for latency in latencies):
-        lines.append("p50 latency: median time of a call; " + "; ".join(settings(latencies)) + ".")
-    lines += [f"Times are withheld: {reason}." for reason in _reasons(latencies)]
-    if any(variant.unportable is not None for variant in results.variants):
-        lines.append(
-            "same on every CPU: integer layers give the same codes on x86 with and without VNNI, on ARM64 and in "
-            "WebAssembly, for every input; qdeploy inspect names the layers that do not."
-        )
-    if any(variant.seconds is not None for variant in results.variants):
-        lines.append("made in: wall time of calibration, rounding or training on, and export, on the building machine.")
+    lines = [f"Times are withheld: {reason}." for reason in _reasons(latencies)]
     lines += [f"{r.name}: {r.reason}" for r in results.refusals]
     if not any(latencies):
         lines.append("Latency was not measured; qdeploy bench measures it.")
     return lines
+
+
+def also_splits(results: Results) -> list[str]:
+    """The splits on which the metric was taken beside the evaluation split."""
+    return list(dict.fromkeys(found.split for variant in results.variants for found in variant.also))
 
 
 def score(metric: Metric | None, style: Scores) -> Cell:
@@ -120,15 +169,20 @@ def score(metric: Metric | None, style: Scores) -> Cell:
     return Cell(style.value(metric.value), style.interval(metric.low, metric.high))
 
 
-def delta(difference: Interval | None, style: Scores) -> Cell:
+def delta(found: Interval | None, style: Scores) -> Cell:
     """The difference to the baseline's metric; None is the baseline itself."""
-    if difference is None:
+    if found is None:
         return Cell("baseline", tone="muted")
-    value = style.difference(difference.value)
-    interval = style.difference_interval(difference.low, difference.high)
-    if not difference.excludes(0):
+    tone = "" if not found.excludes(0) else "good" if style.gain(found) > 0 else "bad"
+    return replace(difference(found, style), tone=tone)
+
+
+def difference(found: Interval, style: Scores) -> Cell:
+    """A difference of two metrics, in words where it is none."""
+    value, interval = style.difference(found.value), style.difference_interval(found.low, found.high)
+    if not found.excludes(0):
         return Cell(words.NO_DIFFERENCE, f"{value.removesuffix(style.unit)} {interval}")
-    return Cell(value, interval, "good" if style.gain(difference) > 0 else "bad")
+    return Cell(value, interval)
 
 
 def p50(latency: Latency | None) -> Cell:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,12 @@ from markupsafe import Markup
 
 from qdeploy.core import records
 from qdeploy.core.files import write_atomic
-from qdeploy.core.records import Histogram, Interval, Latency, Layer, Results, Variant
-from qdeploy.reports import comparison, plots, words
+from qdeploy.core.records import Histogram, Latency, Layer, Results, Variant
+from qdeploy.reports import comparison, contrasts, figures, half_precision, plots, words
 from qdeploy.reports.axes import Axis
-from qdeploy.reports.comparison import scores, timed
+from qdeploy.reports.comparison import Column, scores, timed
+from qdeploy.reports.conclusions import conclusions
+from qdeploy.reports.typeset import typeset
 from qdeploy.reports.verdict import Verdict, verdict
 from qdeploy.reports.words import Scores
 
@@ -41,8 +42,20 @@ def render(results: Results) -> str:
         verdict=said,
         tiles=_tiles(said, results),
         columns=comparison.columns(results),
-        notes=comparison.notes(results),
-        figures=_figures(results),
+        explanations=comparison.explanations(results).values(),
+        remarks=comparison.remarks(results),
+        conclusions=[said.text for said in conclusions(results)[1:]],
+        contrasts=contrasts.columns(results),
+        duels=[contrasts.sentence(contrast, results) for contrast in results.contrasts],
+        contrast_note=contrasts.note(results),
+        studies=[_study(study, results) for study in contrasts.studies(results)],
+        study_note=contrasts.study_note(style),
+        figures=figures.tradeoffs(results),
+        by_bits=figures.accuracy_against_bits(results),
+        halves=half_precision.columns(results, most=half_precision.WORST),
+        every_half=half_precision.columns(results),
+        half_sentences=half_precision.sentences(results),
+        half_note=half_precision.NOTE,
         sections=[_section(i, v, results) for i, v in enumerate(results.variants) if v.name != results.baseline],
         machine=_machine(results),
         reach=max((abs(x) for v in results.variants if v.delta for x in (v.delta.low, v.delta.high)), default=0.0),
@@ -62,13 +75,6 @@ def fill(template: str, **values: object) -> str:
     environment.filters["typeset"] = typeset
     environment.globals.update(words=words, plots=plots, **values)
     return environment.get_template(template).render()
-
-
-def typeset(text: str) -> str:
-    """Proper minus, multiplication and dash signs for numbers that ``words`` wrote in ASCII."""
-    if text == "-":
-        return "–"
-    return re.sub(r"(?<=\d)x(?!\w)", "×", re.sub(r"(?<!\w)-(?=\d)", "−", text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,11 @@ class Section:
     rest: list[Layer]  # all rows, where ``rows`` are only the worst
     histograms: list[Layer]
     rest_histograms: list[Layer]
+
+
+def _study(study: contrasts.Study, results: Results) -> tuple[str, tuple[Column, ...]]:
+    """What a study says, and its table."""
+    return contrasts.study_sentence(study, scores(results)), contrasts.study_columns(study, results)
 
 
 def _tiles(said: Verdict, results: Results) -> list[Tile]:
@@ -134,46 +145,6 @@ def _accuracy_tile(variant: Variant, style: Scores) -> Tile:
     reached = f"{style.value(variant.metric.value)} {style.label}"
     detail = f"no measurable difference; {reached}" if cell.text == words.NO_DIFFERENCE else reached
     return Tile(value, f"points of {style.noun}" if style.percent else style.noun, detail, cell.tone)
-
-
-def _figures(results: Results) -> list[tuple[str, Markup]]:
-    """The trade-off plots: against size, and against latency where at least two variants were timed alike."""
-    style = scores(results)
-
-    def draw(costs: list[tuple[Variant, Interval]], cost: str, unit: str) -> Markup:
-        return plots.tradeoff(
-            _points(costs, results),
-            cost=cost,
-            score=style.label + (" (%)" if style.percent else ""),
-            log=unit == "bytes",
-            higher_is_better=style.higher_is_better,
-            unit=unit,
-        )
-
-    figures, noun = [], style.noun.capitalize()
-    sizes = [(v, Interval(*3 * [float(v.size_bytes)])) for v in results.variants if v.size_bytes > 0]
-    if sizes:
-        figures.append((f"{noun} against size", draw(sizes, "file size (log)", "bytes")))
-    latencies = [(v, latency) for v in results.variants if (latency := timed(v.latency))]
-    # Times at different settings do not belong on one axis: the first variant's setting is the one that is drawn.
-    alike = [(v, t.p50_ms) for v, t in latencies if words.setting(t) == words.setting(latencies[0][1])]
-    if len(alike) > 1:
-        figures.append((f"{noun} against latency", draw(alike, "p50 latency (ms)", "ms")))
-    return figures
-
-
-def _points(costs: list[tuple[Variant, Interval]], results: Results) -> list[plots.Point]:
-    style = scores(results)
-    points = []
-    for variant, cost in costs:
-        metric = variant.metric
-        value, low, high = (x * style.factor for x in (metric.value, metric.low, metric.high))
-        p50 = comparison.p50(variant.latency).text
-        text = typeset(f"{variant.name}: {style.value(metric.value)}, {words.size(variant.size_bytes)}, p50 {p50}")
-        points.append(
-            plots.Point(variant.name, cost, Interval(value, low, high), variant.name == results.baseline, text)
-        )
-    return points
 
 
 def _section(index: int, variant: Variant, results: Results) -> Section:

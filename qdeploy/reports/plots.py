@@ -52,7 +52,7 @@ def tradeoff(points: Sequence[Point], *, cost: str, score: str, log: bool, highe
     corners = [(x.at(points[i].cost.value), y.at(points[i].score.value)) for i in front]
     best = ", ".join(points[i].name for i in front)
     return picture(
-        _grid(x, y, cost, score, unit),
+        grid(x, y, cost, score, unit),
         _staircase(corners),
         *(_whiskers(p, x, y) for p in points),
         *(_mark(p, x, y, i in front) for i, p in enumerate(points)),
@@ -63,17 +63,18 @@ def tradeoff(points: Sequence[Point], *, cost: str, score: str, log: bool, highe
     )
 
 
-def _grid(x: Axis, y: Axis, cost: str, score: str, unit: str) -> Markup:
-    """Axes, ticks and their names."""
-    places = words.decimals(min(b - a for a, b in itertools.pairwise(y.ticks)), 1)
+def grid(x: Axis, y: Axis, cost: str, score: str, unit: str = "") -> Markup:
+    """Axes, ticks and their names, in the frame."""
+    places = _places(y.ticks)
     parts = []
     for tick in y.ticks:
         parts.append(element("line", class_="grid", x1=FRAME.left, x2=FRAME.right, y1=y.at(tick), y2=y.at(tick)))
-        text = words.fixed(tick, places).replace("-", "−")
+        text = words.fixed(tick, words.decimals(tick, 1) if y.log else places).replace("-", "−")
         parts.append(element("text", text, class_="tick end", x=FRAME.left - 8, y=y.at(tick) + 4))
     for tick in x.ticks:
         parts.append(element("line", class_="axis", x1=x.at(tick), x2=x.at(tick), y1=FRAME.bottom, y2=FRAME.bottom + 5))
-        text = words.size(round(tick)) if unit == "bytes" else words.fixed(tick, words.decimals(x.ticks[-1], 2))
+        digits = words.decimals(x.ticks[-1], 2) if unit else _places(x.ticks)
+        text = words.size(round(tick)) if unit == "bytes" else words.fixed(tick, digits)
         inside = min(x.at(tick), WIDTH - LETTER * len(text) / 2)  # the last one would run out of the picture
         parts.append(element("text", text, class_="tick middle", x=inside, y=FRAME.bottom + 20))
     parts.append(element("line", class_="axis", x1=FRAME.left, x2=FRAME.right, y1=FRAME.bottom, y2=FRAME.bottom))
@@ -82,6 +83,11 @@ def _grid(x: Axis, y: Axis, cost: str, score: str, unit: str) -> Markup:
     turn = f"rotate(-90 12 {number((FRAME.top + FRAME.bottom) / 2)})"
     parts.append(element("text", score, class_="label middle", x=12, y=(FRAME.top + FRAME.bottom) / 2, transform=turn))
     return element("g", *parts, aria_hidden="true")
+
+
+def _places(ticks: Sequence[float]) -> int:
+    """The decimals that show every tick as it is."""
+    return next((places for places in range(10) if all(round(tick, places) == tick for tick in ticks)), 10)
 
 
 def _staircase(front: Sequence[tuple[float, float]]) -> Markup:

@@ -34,5 +34,15 @@ def picture(*children: Markup, title: str, **attributes: object) -> Markup:
     return element("svg", *children, role="img", aria_label=title, **attributes)
 
 
+def standalone(drawing: Markup, style: str) -> str:
+    """A drawing as a file of its own, on a card, with the style sheet ``style`` in it: light and dark."""
+    head, _, rest = str(drawing).partition(">")
+    box = head.partition('viewBox="')[2].partition('"')[0]
+    left, top, width, height = (float(part) for part in box.split())
+    card = element("rect", x=left, y=top, width=width, height=height, class_="card")
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{number(1.5 * width)}" height="{number(1.5 * height)}"'
+    return f"{head} {size}><style>\n{style}.card {{ fill: var(--card); }}\n</style>{card}{rest}\n"
+
+
 def _value(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)

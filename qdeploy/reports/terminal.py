@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qdeploy.core.records import Bench, BenchRow, Layer, Metric, Results
-from qdeploy.reports import comparison, words
+from qdeploy.reports import comparison, contrasts, words
 from qdeploy.reports.comparison import Cell, Column
+from qdeploy.reports.conclusions import conclusions
 
 STYLES = {"": "", "good": "green", "bad": "bold red", "muted": "dim"}
 NAME_WIDTH = 30  # names wrap beyond it; numbers never wrap
@@ -22,23 +23,46 @@ GAP = 2  # between two columns
 
 
 def results_table(results: Results) -> Folding:
-    """The comparison of a build's variants. Where it is wider than the terminal, it goes on in a second table."""
-    return Folding((Block(results.name, comparison.columns(results)),), tuple(comparison.notes(results)))
+    """The comparison of a build's variants and what is to be concluded from it.
+
+    Where a table is wider than the terminal, it goes on in a second one.
+    """
+    main = [sentence.text for sentence in conclusions(results) if sentence.main]
+    said = [f"- {text}" for text in (*main, *contrasts.study_sentences(results))]
+    head = contrasts.columns(results)
+    blocks = [Block(results.name, comparison.columns(results)), *([Block("head to head", head)] if head else [])]
+    return Folding(tuple(blocks), (*comparison.notes(results), *said))
 
 
 def results_markdown(results: Results) -> str:
-    """The same comparison as a Markdown table with its notes, for a results page."""
-    return "\n".join([*_markdown_table(comparison.columns(results)), *map(_escape, comparison.notes(results))]) + "\n"
+    """The same comparison as a Markdown table with its notes."""
+    return "\n".join([*_markdown_table(comparison.columns(results)), *map(escape, comparison.notes(results))]) + "\n"
+
+
+def markdown_table(columns: Sequence[Column]) -> str:
+    """A table alone, in Markdown."""
+    return "\n".join(_markdown_table(columns)).rstrip() + "\n"
+
+
+def markdown_list(lines: Sequence[str]) -> str:
+    """Sentences, one an item, in Markdown."""
+    return "".join(f"- {escape(line)}\n" for line in lines)
+
+
+def explained(results: Results) -> list[str]:
+    """What every column of the comparison says, and what is particular to this build."""
+    said = [f"{header}: {text}." for header, text in comparison.explanations(results).values()]
+    return said + comparison.remarks(results)
 
 
 def markdown(tables: Folding) -> str:
     """Tables with their titles in Markdown, what is wrong before and the notes and warnings behind them."""
-    paragraphs = [f"**{_escape(alert)}**" for alert in tables.alerts]
+    paragraphs = [f"**{escape(alert)}**" for alert in tables.alerts]
     for block in tables.blocks:
-        paragraphs += [f"**{_escape(block.title)}**"] if block.title else []
+        paragraphs += [f"**{escape(block.title)}**"] if block.title else []
         paragraphs.append("\n".join(_markdown_table(block.columns)).rstrip())
-    paragraphs += [f"Warning: {_escape(warning)}" for warning in tables.warnings]
-    return "\n\n".join([*paragraphs, *map(_escape, tables.notes)]) + "\n"
+    paragraphs += [f"Warning: {escape(warning)}" for warning in tables.warnings]
+    return "\n\n".join([*paragraphs, *map(escape, tables.notes)]) + "\n"
 
 
 def bench_table(bench: Bench) -> Folding:
@@ -242,13 +266,13 @@ def _layers_summary(layers: Sequence[Layer], total: int) -> list[str]:
 def _markdown_table(columns: Sequence[Column]) -> list[str]:
     """The lines of a table, and an empty one."""
     rows = [
-        [_escape(column.header) for column in columns],
+        [escape(column.header) for column in columns],
         ["---:" if column.numeric else "---" for column in columns],
-        *([_escape(column.cells[i].line()) for column in columns] for i in range(len(columns[0].cells))),
+        *([escape(column.cells[i].line()) for column in columns] for i in range(len(columns[0].cells))),
     ]
     return [*("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     return re.sub(r"([\\`*_<>|~&]|\](?=\())", r"\\\1", printable(" ".join(text.split())))

@@ -34,7 +34,7 @@ def verdict(results: Results) -> Verdict:
         return _alone(results, style)
     better, worse, tail = _size_and_speed(variant)
     claim = " but ".join(" and ".join(part) for part in (better, worse) if part) or "neither smaller nor faster"
-    tail.append(_accuracy(variant.delta, style))
+    tail.append(accuracy(variant.delta, style))
     return Verdict(variant, variant.name, f"is {claim} than", results.baseline, "".join(f", {t}" for t in tail if t))
 
 
@@ -51,10 +51,11 @@ def choose(results: Results) -> Variant | None:
     lossless = [variant for variant in others if not style.loses(variant.delta)]
     if not lossless:
         return max(others, key=lambda v: style.gain(v.delta) if v.delta else 0.0)
-    return max(_fastest(lossless), key=lambda v: v.compression)
+    return max(fastest(lossless), key=lambda v: v.compression)
 
 
-def _fastest(variants: Sequence[Variant]) -> list[Variant]:
+def fastest(variants: Sequence[Variant]) -> list[Variant]:
+    """Those whose speed-up reaches into the interval of the largest one; all of them where none was timed."""
     speeds = [(v, latency.speedup) for v in variants if (latency := timed(v.latency)) and latency.speedup]
     if not speeds:
         return list(variants)
@@ -77,15 +78,23 @@ def _size_and_speed(variant: Variant) -> tuple[list[str], list[str], list[str]]:
     speed = latency.speedup
     if not speed.excludes(1):
         tail.append("with no measurable difference in speed")
+    elif same_speed(speed):
+        tail.append("at the same speed within 1%")
     elif speed.value > 1:
         better.append(f"{words.ratio(speed.value)} faster {words.ratio_interval(speed)}")
     else:
-        slower = Interval(1 / speed.value, 1 / speed.high, 1 / speed.low)
+        slower = speed.inverse()
         worse.append(f"{words.ratio(slower.value)} slower {words.ratio_interval(slower)}")
     return better, worse, tail
 
 
-def _accuracy(delta: Interval | None, style: Scores) -> str:
+def same_speed(speed: Interval) -> bool:
+    """Whether a speed-up is written as 1.00x, even where the interval excludes that."""
+    return words.ratio(speed.value) == words.ratio(1.0)
+
+
+def accuracy(delta: Interval | None, style: Scores) -> str:
+    """What a variant costs, as the end of a sentence; nothing for the baseline."""
     if delta is None:
         return ""
     low, high = (words.fixed(x * style.factor, style.places, sign=True) for x in (delta.low, delta.high))

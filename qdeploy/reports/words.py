@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qdeploy.core.records import Environment, Interval, Latency, Metric
 
 NO_DIFFERENCE = "no difference"
-NOT_REPRESENTABLE = "not representable"
 NOT_MEASURED = "not measured"
 WITHHELD = "withheld"
 
@@ -98,6 +97,16 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def capital(text: str) -> str:
+    """A sentence's beginning; the rest is left as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def setting(latency: Latency) -> str:
     """What a latency was measured with: "onnxruntime (CPU), 1 thread, batch 1"."""
     return f"{latency.runtime}, {plural(latency.threads, 'thread')}, batch {latency.batch}"
@@ -136,7 +145,7 @@ class Scores:
         known = list(metrics)
         name = known[0].name if known else "metric"
         higher = known[0].higher_is_better if known else True
-        percent = bool(known) and higher and all(m.low >= 0 and m.high <= 1 for m in known)
+        percent = bool(known) and all(m.is_fraction for m in known)
         top = re.fullmatch(r"top_?(\d+)", name)
         label = f"top-{top[1]} accuracy" if top else name.replace("_", " ")
         largest = max((abs(m.value) for m in known), default=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,29 @@ def difference(found: NDArray[np.float64], baseline: NDArray[np.float64], metric
     return Interval(metric.value(found) - metric.value(baseline), low, high)
 
 
+def gap(found: NDArray[np.float64], other: NDArray[np.float64], metric: Any) -> Interval:
+    """metric(found) - metric(other) on two splits, with the bootstrap 95% interval of independent samples."""
+    drawn = [_resampled(partial(_of, metric, rows), len(rows), seed) for seed, rows in enumerate((found, other))]
+    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+    return Interval(metric.value(found) - metric.value(other), float(low), float(high))
+
+
 def agreement(found: NDArray[Any], baseline: NDArray[Any]) -> float:
     """The share of samples on which both decide the same."""
     return float(np.mean(found == baseline))
 
 
+def _of(metric: Any, rows: NDArray[np.float64], picks: NDArray[np.intp]) -> float:
+    return float(metric.value(rows[picks]))
+
+
 def _interval(statistic: Callable[[NDArray[np.intp]], float], samples: int) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile of a statistic over bootstrap resamples, with a fixed seed."""
-    generator = np.random.default_rng(0)
-    values = [statistic(generator.integers(0, samples, samples)) for _ in range(RESAMPLES)]
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(_resampled(statistic, samples), [2.5, 97.5])
     return float(low), float(high)
+
+
+def _resampled(statistic: Callable[[NDArray[np.intp]], float], samples: int, seed: int = 0) -> NDArray[np.float64]:
+    """A statistic of RESAMPLES bootstrap draws of the sample indices, [RESAMPLES]."""
+    generator = np.random.default_rng(seed)
+    return np.array([statistic(generator.integers(0, samples, samples)) for _ in range(RESAMPLES)])

@@ -204,3 +204,12 @@ def test_stalls_that_a_median_hides_are_warned_about(pair):
     for latency, said in ((slow, True), (steady, False)):
         warnings = schedule._noise_warnings([], [dataclasses.replace(row, latency=latency)])
         assert any(warning.startswith("Stalls: the mean time of a call of fp32") for warning in warnings) == said
+
+
+def test_a_pair_is_compared_in_the_rounds_that_both_ran(pair):
+    digests = [runner.read_bundle(bundle)["sha256"] for bundle in pair]
+    measured = run(pair, threads=[1], batches=[1, 2], seconds=0.1, pairs=[(digests[0], digests[1]), (digests[0], "0")])
+    assert [(r.first, r.second, r.batch) for r in measured.ratios] == [(*digests, 1), (*digests, 2)]
+    speedups = [row.latency.speedup for row in measured.rows if row.latency.speedup]
+    for ratio, speedup in zip(measured.ratios, speedups, strict=True):
+        assert ratio.speedup.inverse().value == pytest.approx(speedup.value)  # here the first one is the baseline

@@ -93,6 +93,19 @@ def test_a_build_folder_gets_its_latencies_and_its_report(build, tmp_path):
     assert "ptq-int8" in result.output
 
 
+def test_the_contrasts_of_a_build_get_their_ratios(build):
+    path = build / "results.json"
+    results = records.load(records.Results, path)
+    contrast = records.Contrast("ptq-int8", "fp32", records.Interval(0.0, -0.01, 0.01), 1.0)
+    records.save(dataclasses.replace(results, contrasts=(contrast,)), path)
+    assert invoke(str(build), *QUICK).exit_code == 0
+    measured = records.load(records.Results, path)
+    latency = measured.variants[1].latency
+    assert latency is not None
+    assert measured.contrasts[0].speedup == latency.speedup  # against the baseline, so it is the same ratio
+    assert measured.variants[1].summary is not None
+
+
 def test_a_bundle_that_changed_since_the_build_keeps_no_times(build):
     path = build / "results.json"
     results = records.load(records.Results, path)

@@ -19,7 +19,12 @@ HISTOGRAM = records.Histogram((1, 2, 3), -1.0, 1.0, -0.5, 0.5)
 LAYER = records.Layer("a", "Conv", "QLinearConv", True, "", 12, 8, 8, 100, 0, 0, 40.0, 50.0, HISTOGRAM, None)
 EVERY = [
     INTERVAL,
-    records.Refusal("apot-w8a8", "qat", "not representable"),
+    records.Refusal("apot-w8a8", "qat", "no such levels", quantization={"weights": {"bits": 8}}),
+    records.Contrast("qat", "ptq", INTERVAL, 0.9, INTERVAL),
+    records.Ratio("0" * 64, "1" * 64, 1, 1, INTERVAL),
+    records.Summary(3.77, INTERVAL, None),
+    records.HalfPrecision("conv.weight", 64, 1.5, 0, 1, 2, 0.01),
+    records.SplitMetric("train", METRIC, INTERVAL),
     METRIC,
     HISTOGRAM,
     LAYER,

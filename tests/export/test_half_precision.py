@@ -10,6 +10,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.core.records import HalfPrecision
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from tests.networks import Net, build, conv, graph_of, samples
@@ -110,3 +111,31 @@ def test_only_float_layers_of_a_quantized_model_are_rounded():
     assert built.kernels["QLinearConv"] == 1
     assert built.kernels["Conv"] == 1
     assert built.parity().differing_codes == 0
+
+
+def test_what_became_of_the_values_is_recorded():
+    """By torch's own rounding: 1e-8 is 0 in float16 and 1e-6 subnormal; bfloat16 has float32's range."""
+    net = network()
+    net.b.weight.data[0, 0, 0, :3] = torch.tensor([1e-8, 1e-6, 3e4])
+    for storage, dtype, zeros, subnormals in (("float16", torch.float16, 1, 1), ("bfloat16", torch.bfloat16, 0, 0)):
+        seen: list[HalfPrecision] = []
+        to_onnx(graph_of(net, IMAGES), IMAGES, storage=storage, rounded=seen)
+        assert [weight.name for weight in seen] == ["a.weight", "a.bias", "b.weight", "fc.weight", "fc.bias"]
+        found = next(weight for weight in seen if weight.name == "b.weight")
+        weight = net.b.weight.data.double().flatten()
+        stored = net.b.weight.data.to(dtype).double().flatten()
+        kept = stored != 0
+        error = ((stored - weight).abs()[kept] / weight.abs()[kept]).max()
+        assert found.values == weight.numel()
+        assert found.relative_error == pytest.approx(float(error))
+        assert found.largest == 3e4
+        small = int(((stored.abs() < torch.finfo(dtype).tiny) & kept).sum())
+        assert (found.zeros, found.subnormals, found.overflows) == (int((~kept).sum()), small, 0)
+        assert found.zeros == zeros
+        assert found.subnormals >= subnormals
+
+
+def test_what_is_not_rounded_is_not_recorded():
+    seen: list[HalfPrecision] = []
+    to_onnx(graph_of(network(), IMAGES), IMAGES, rounded=seen)
+    assert seen == []

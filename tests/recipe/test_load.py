@@ -185,6 +185,11 @@ WRONG = [
     ("threads: [1, 2]", "threads: []", ["bench.threads (line 16): the list is empty"]),
     ("seconds: 1", "seconds: 0", ["bench.seconds (line 16): 0 should be greater than or equal to 0.01"]),
     ("bench:", "input: {shape: [1, 9, 8]}\nbench:", ["input.shape (line 16): data set digits makes", "[1, 8, 8]"]),
+    ("bench:", "contrasts: [[int8, int5]]\nbench:", ["contrasts[0] (line 16): there is no variant 'int5'"]),
+    ("bench:", "contrasts: [[int8, int8]]\nbench:", ["contrasts[0] (line 16): int8 cannot be compared with itself"]),
+    ("bench:", "contrasts: [[int8, base], [base, int8]]\nbench:", ["contrasts[1]", "are compared already"]),
+    ("bench:", "contrasts: [[int8]]\nbench:", ["contrasts[0]"]),
+    ("bench:", "also_evaluate: [test]\nbench:", ["also_evaluate[0] (line 16): 'test'", "train, validation"]),
     ("train:\n  epochs: 3\n  lr: 1e-3\n", "", ["neither train nor model.checkpoint"]),
     ("width: 8", "checkpoint: a.pth", ["both train and model.checkpoint", "--set train=null"]),
 ]  # fmt: skip
@@ -279,6 +284,18 @@ def test_only_keeps_the_baseline(read):
     assert list(read(GOOD, only=("int4",)).variants) == ["base", "int4"]
     assert list(read(GOOD, only=("int4", "int8")).variants) == ["base", "int8", "int4"]
     assert list(read(GOOD, only=("base",)).variants) == ["base"]
+
+
+def test_a_contrast_of_what_is_left_out_is_left_out(read):
+    text = changed("bench:", "contrasts: [[int8, base], [int8, int4]]\nbench:")
+    assert read(text).contrasts == (("int8", "base"), ("int8", "int4"))
+    assert read(text, only=("int8",)).contrasts == (("int8", "base"),)
+
+
+def test_a_contrast_may_name_the_baseline_that_is_added(read):
+    text = changed("  base: {}\n", "") + "contrasts: [[int8, fp32]]\nalso_evaluate: train\n"
+    assert read(text).contrasts == (("int8", "fp32"),)
+    assert read(text).also_evaluate == ("train",)
 
 
 def test_only_suggests_the_nearest(refused):

@@ -279,3 +279,58 @@ def fleet() -> list[tuple[str, records.Results | records.Bench | records.Answers
         ("board.json", machine_answers("ssh://pi@board", board, differing=3)),
         ("old.json", dataclasses.replace(answers, rows=(answers.rows[0], *noted))),
     ]
+
+
+def settings(method: str, algorithm: str, bits: int, **train: object) -> dict[str, object]:
+    """What a recipe says of a variant, as far as reports look at it."""
+    how = {"fake_quant": algorithm} if method == "qat" else {"rounding": {"name": algorithm}}
+    more = {"train": train} if train else {}
+    return {"method": method, "weights": {"bits": bits}, "activations": {"bits": 8}, "rules": [], **how, **more}
+
+
+def quantizers(dataset: str, algorithms: tuple[str, ...], refused: tuple[str, ...] = ()) -> records.Results:
+    """QAT at 8 and 4 bits by several fake quantizers, of which some have no form at 4."""
+    base = (0.90, 1_000_000)
+    made = [variant("fp32", "float32", *base, layers=layers(5, None), latency=latency(2.0, None))]
+    for name in algorithms:
+        for bits in (8, 4):
+            found = settings("qat", name, bits)
+            changes = {"quantization": found, "layers": layers(5, bits), "latency": latency(1.0, 2.0), "seconds": 4.0}
+            made.append(variant(f"qat-{name}-{bits}", "qat", 0.89, 100_000 * bits, base=base, **changes))
+    reason = "APoT weights have no such levels"
+    refusals = [records.Refusal(f"qat-{n}-4", "qat", reason, quantization=settings("qat", n, 4)) for n in refused]
+    return records.Results(
+        dataset, "fp32", tuple(made), environment(), dataset, "qdeploy 0.1.0", tuple(refusals), parameters=1000
+    )
+
+
+def sized(factor: int) -> records.Results:
+    """A model whose loss is 2^-bits at 1,000 parameters and falls with their root; at 8 bits it cannot be measured."""
+    base = (0.90, 1_000_000 * factor)
+    made = [variant("fp32", "float32", *base, layers=layers(5, None), latency=latency(2.0, None))]
+    for bits in (8, 4, 3, 2):
+        loss = 2.0**-bits * factor**-0.5
+        half = 0.01 if bits == 8 else 0.1 * loss
+        changes = {"quantization": settings("ptq", "nearest", bits), "layers": layers(5, bits)}
+        delta = Interval(-loss, -loss - half, -loss + half)
+        found = variant(f"w{bits}", "ptq", 0.9 - loss, 1_000 * bits, base=base, **changes)
+        made.append(dataclasses.replace(found, delta=delta))
+    return records.Results(f"x{factor}", "fp32", tuple(made), environment(), "one", parameters=1000 * factor)
+
+
+def head_to_head() -> records.Results:
+    """A PTQ variant against QAT of 1, 2 and 4 epochs, all at 4 bits: worse, worse within the interval, better."""
+    base = (0.90, 1_000_000)
+    made = [variant("fp32", "float32", *base, layers=layers(5, None), latency=latency(2.0, None))]
+    common = {"layers": layers(5, 4), "latency": latency(1.0, 2.0)}
+    ptq = {"quantization": settings("ptq", "gptq", 4), "seconds": 2.0, **common}
+    made.append(variant("ptq", "ptq", 0.88, 100_000, base=base, **ptq))
+    contrasts = []
+    for epochs, apart in ((1, -0.02), (2, -0.003), (4, 0.01)):
+        found = {"quantization": settings("qat", "lsq", 4, epochs=epochs), "seconds": 10.0 * epochs, **common}
+        made.append(variant(f"qat-e{epochs}", "qat", 0.88 + apart, 100_000, base=base, **found))
+        contrasts.append(records.Contrast(f"qat-e{epochs}", "ptq", Interval(apart, apart - 0.005, apart + 0.005), 0.95))
+    contrasts[2] = dataclasses.replace(contrasts[2], speedup=Interval(0.5, 0.4, 0.6))
+    return records.Results(
+        "duel", "fp32", tuple(made), environment(), "digits", contrasts=tuple(contrasts), training_seconds=12.0
+    )

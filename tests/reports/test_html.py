@@ -11,6 +11,7 @@ import pytest
 
 from qdeploy.core.records import Results
 from qdeploy.reports import comparison
+from qdeploy.reports.conclusions import conclusions
 from qdeploy.reports.html import SHOWN_ROWS, WORST_ROWS, render, typeset, write
 from tests.reports import sample
 
@@ -146,6 +147,18 @@ def test_what_a_name_contains_is_text() -> None:
     assert page.words.count(EVIL) > 5
 
 
+def test_conclusions_columns_and_bits_have_their_places() -> None:
+    text = render(sample.quantizers("digits", ("lsq", "pact"), refused=("apot",)))
+    page = Page(text).text
+    for sentence in conclusions(sample.quantizers("digits", ("lsq", "pact")))[1:]:
+        assert typeset(sentence.text) in page
+    for header, said in comparison.explanations(sample.quantizers("digits", ("lsq", "pact"))).values():
+        assert f"<dt>{header}</dt>" in text
+        assert typeset(said) in page
+    assert 'id="by-bits"' in text
+    assert 'id="by-bits"' not in render(sample.minimal())
+
+
 def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
     write(sample.full(), tmp_path / "a.html")
     write(sample.full(), tmp_path / "b.html")
@@ -204,7 +217,7 @@ def test_what_is_counted_and_what_an_error_is_of_is_said():
     )
     assert "layers with the largest error of their own" in text
     assert "smaller model.onnx" in text
-    assert "file size: model.onnx, without the rest of its bundle" in text
+    assert "file size model.onnx, without the rest of its bundle" in text
 
 
 def test_a_narrow_page_says_that_tables_go_on_sideways():

@@ -11,7 +11,7 @@ import pytest
 
 from qdeploy.core.errors import QDeployError
 from qdeploy.metrics.top1 import Metric
-from qdeploy.verify.evaluate import agreement, difference, evaluate
+from qdeploy.verify.evaluate import agreement, difference, evaluate, gap
 
 
 class Scores:
@@ -127,6 +127,17 @@ def test_a_real_difference_excludes_zero_and_chance_does_not():
 def test_a_difference_is_over_the_same_samples():
     with pytest.raises(QDeployError, match="same samples"):
         difference(rows(10, 0.5), rows(11, 0.5), Metric())
+
+
+def test_a_gap_is_over_other_samples_and_has_their_interval():
+    """The interval of two independent shares, which is wider than that of paired ones: 1.96 standard errors."""
+    found = gap(rows(2000, 0.9), rows(500, 0.8, seed=1), Metric())
+    error = 1.96 * (0.9 * 0.1 / 2000 + 0.8 * 0.2 / 500) ** 0.5
+    assert found.value == pytest.approx(rows(2000, 0.9).mean() - rows(500, 0.8, seed=1).mean())
+    assert found.high - found.low == pytest.approx(2 * error, rel=0.1)
+    same = gap(rows(500, 0.8), rows(500, 0.8), Metric())
+    assert same.value == 0
+    assert same.low < 0 < same.high
 
 
 def test_agreement_counts_equal_decisions():

@@ -15,23 +15,45 @@ import numpy as np
 import onnx_ir as ir
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.core.records import HalfPrecision
 from qdeploy.export.passes.values import store_as
 
 Storage = Literal["float32", "float16", "bfloat16"]
 _SMALLEST = 64  # elements
+_SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126}
 
 
-def store(model: ir.Model, storage: Storage) -> None:
-    """Store float32 tensors as ``storage``, in place; a QDeployError for a weight beyond its range."""
+def store(model: ir.Model, storage: Storage) -> list[HalfPrecision]:
+    """Store float32 tensors as ``storage``, in place, and say what that did to the values of each.
+
+    QDeployError: a weight is beyond the range of the type.
+    """
+    done: list[HalfPrecision] = []
     if storage == "float32":
-        return
+        return done
     dtype = ir.DataType[storage.upper()].numpy()
     for value in list(model.graph.initializers.values()):
         if _is_weight(value):
             assert value.const_value is not None
-            rounded = _rounded(str(value.name), value.const_value.numpy(), dtype)
+            weight = value.const_value.numpy()
+            rounded = _rounded(str(value.name), weight, dtype)
+            done.append(measure(str(value.name), weight, rounded))
             to = {"to": ir.DataType.FLOAT}
             store_as(model.graph, value, rounded, "Cast", name=f"{value.name}:float32", attributes=to)
+    return done
+
+
+def measure(name: str, weight: np.ndarray, stored: np.ndarray) -> HalfPrecision:
+    """What became of the float32 values ``weight`` [...] in ``stored`` [...], of a 16-bit type."""
+    exact, found = np.abs(weight.astype(np.float64)), np.abs(stored.astype(np.float64))
+    beyond, zero = ~np.isfinite(found), (found == 0) & (exact != 0)
+    kept = ~beyond & (found != 0)
+    errors = np.abs(found - exact)[kept] / exact[kept]
+    return HalfPrecision(
+        name, weight.size, float(exact.max(initial=0.0)), overflows=int(beyond.sum()), zeros=int(zero.sum()),
+        subnormals=int((kept & (found < _SMALLEST_NORMAL[stored.dtype.name])).sum()),
+        relative_error=float(errors.max(initial=0.0)),
+    )  # fmt: skip
 
 
 def _is_weight(value: ir.Value) -> bool:

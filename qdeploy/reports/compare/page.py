@@ -14,7 +14,8 @@ from qdeploy.reports.compare import table
 from qdeploy.reports.compare.facts import Comparison
 from qdeploy.reports.compare.settings import Setting, fastest, settings
 from qdeploy.reports.compare.summary import summary
-from qdeploy.reports.html import Tile, typeset
+from qdeploy.reports.html import Tile
+from qdeploy.reports.typeset import typeset
 
 
 def write(compared: Comparison, path: Path) -> None:
