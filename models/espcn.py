@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ESPCN(nn.Module):
-    """5x5 and two 3x3 convolutions, then channels become pixels. [N, 1, H, W] in 0..1 -> [N, 1, factor H, factor W].
+    """5x5 and two 3x3 convolutions, then channels become pixels. [N, 1, H, W], centred -> [N, 1, factor H, factor W] in 0..1.
 
     ``activation`` "tanh" is the paper's; "relu" (its table 1 has both) runs in integers, which tanh does not.
     """
@@ -22,6 +22,11 @@ class ESPCN(nn.Module):
         self.activation2 = made()
         self.conv3 = nn.Conv2d(channels // 2, factor * factor, kernel_size=3, padding=1)
         self.shuffle = nn.PixelShuffle(factor)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity=activation)
+            nn.init.zeros_(conv.bias)
+        nn.init.normal_(self.conv3.weight, std=1e-3)
+        nn.init.constant_(self.conv3.bias, 0.5)  # medium grey, from which the first steps have not far to go
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge images [N, 1, H, W]; returns [N, 1, factor * H, factor * W]."""

@@ -1,4 +1,4 @@
-"""A small CNN for 64x64 satellite images: 3x3 convolutions with batch norm, in the manner of VGG with residual blocks."""
+"""A small CNN for 64x64 satellite images: 3x3 convolutions with batch norm, residual blocks, max pooling."""
 
 from __future__ import annotations
 

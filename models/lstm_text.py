@@ -9,10 +9,11 @@ PADDING = 0
 
 
 class LSTMText(nn.Module):
-    """Embedding, LSTM, mean of its states over the tokens that are no padding, linear. int64 [N, T] -> logits [N, classes].
+    """Embedding, LSTM, mean of its states over the tokens, linear. int64 [N, T], 0 is padding -> logits [N, classes].
 
     ``pool`` "last" takes the state behind the last token instead, which is why padding stands in front; of a
-    ``bidirectional`` one that is the last state of each direction. ``dropout`` is between the layers and before the classifier.
+    ``bidirectional`` one that is the last state of each direction. ``dropout`` is behind the embedding, between the
+    layers and before the classifier.
     """
 
     def __init__(

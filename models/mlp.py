@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with batch norm, ReLU and dropout between, a linear classifier. [N, features] -> logits [N, classes].
+    """Linear layers with ReLU and dropout behind, a linear classifier. [N, features] -> logits [N, classes].
 
     ``hidden`` are the widths between. Layers of 64 or more are wide enough for int8 kernels to gain something.
     """

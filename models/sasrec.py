@@ -1,4 +1,4 @@
-"""SASRec: self-attention over what a user bought, to recommend the next item (Kang and McAuley 2018, arXiv:1808.09781)."""
+"""SASRec: self-attention over what a user bought, to recommend the next item (Kang and McAuley, arXiv:1808.09781)."""
 
 from __future__ import annotations
 

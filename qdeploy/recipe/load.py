@@ -12,7 +12,7 @@ from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.recipe import grid, text, trials
 from qdeploy.recipe.overrides import apply
 from qdeploy.recipe.problems import Problem, problems_of, raise_problems
-from qdeploy.recipe.schema import ModelRecipe, Recipe, VariantRecipe
+from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, VariantRecipe
 from qdeploy.train.reference import find_file
 
 # Keyword arguments of qdeploy.train.reference.load_model, which a model cannot have as well.
@@ -28,7 +28,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     _require_file(path)
     data, origins = text.read(path)
     apply(data, origins, overrides)
-    base = path.absolute().parent.parent
+    base = _base_of(path)
     problems = grid.expand(data, origins)
     recipe = None
     try:
@@ -44,6 +44,12 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     return recipe
 
 
+def _base_of(path: Path) -> Path:
+    """The folder above ``recipes/``, however deep in it the recipe lies; else the one above the recipe's own."""
+    folders = path.absolute().parents
+    return next((folder.parent for folder in folders if folder.name == "recipes"), path.absolute().parent.parent)
+
+
 def _require_file(path: Path) -> None:
     if path.is_file():
         return
@@ -56,8 +62,9 @@ def _require_file(path: Path) -> None:
 def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
     """Try what the recipe names: the model, the data set, plugins, and the checkpoint's place. Reads no data."""
     model, problems = _check_model(recipe.model, base)
-    dataset, found = trials.dataset(recipe.data)
-    problems += found
+    data, found = _check_data(recipe.data, base)
+    dataset, more = trials.dataset(data) if not found else (None, [])
+    problems += found + more
     variants = _with_baseline(recipe.variants, problems)
     for name, variant in variants.items():
         problems += trials.plugins_of(name, variant)
@@ -65,7 +72,16 @@ def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
         _check_input(recipe, dataset, problems)
         _check_augment(recipe, trials.input_shape(dataset), problems)
         variants = {name: _with_samples(name, v, dataset, problems) for name, v in variants.items()}
-    return recipe.model_copy(update={"model": model, "variants": variants}), problems
+    return recipe.model_copy(update={"model": model, "data": data, "variants": variants}), problems
+
+
+def _check_data(data: DataRecipe, base: Path) -> tuple[DataRecipe, list[Problem]]:
+    """The data's section with the place of its one file found, where it names one: data.path of csv."""
+    named = data.options.get("path")
+    if not isinstance(named, str):
+        return data, []
+    path, problems = trials.attempt(("data", "path"), lambda: find_file(named, base))
+    return data.model_copy(update={"path": str(path or named)}), problems
 
 
 def _check_model(model: ModelRecipe, base: Path) -> tuple[ModelRecipe, list[Problem]]:
