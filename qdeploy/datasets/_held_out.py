@@ -21,10 +21,15 @@ class HeldOutDataset(ArrayDataset):
     def _arrays(self) -> tuple[Raw, Targets]:
         """All raw samples and targets; cached."""
 
+    @property
+    def _labels(self) -> Targets:
+        """The class of every sample; a plugin that knows them before the samples says so."""
+        return self._arrays[1]
+
     @cached_property
     def _halves(self) -> tuple[Indices, Indices]:
         """Rows of the training and of the evaluation part, decided by the labels alone."""
-        return stratified(self._arrays[1], HOLD_OUT_SHARE, HOLD_OUT_SEED)
+        return stratified(self._labels, HOLD_OUT_SHARE, HOLD_OUT_SEED)
 
     def _read_training(self) -> tuple[Raw, Targets]:
         return self._rows(self._halves[0])

@@ -61,7 +61,7 @@ class Dataset(HeldOutDataset):
     @property
     def classes(self) -> Sequence[str]:  # type: ignore[override]
         """The values of the target column, sorted."""
-        return self._labels[0]
+        return self._classes[0]
 
     @property
     def raw_shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -84,7 +84,12 @@ class Dataset(HeldOutDataset):
 
     @property
     def _arrays(self) -> tuple[Raw, Targets]:
-        return self._encoded[1], self._labels[1]
+        labels = self._labels
+        return self._encoded[1], labels
+
+    @property
+    def _labels(self) -> Targets:
+        return self._classes[1]
 
     @cached_property
     def _bytes(self) -> bytes:
@@ -135,16 +140,17 @@ class Dataset(HeldOutDataset):
         return [row[place] for _, row in rows]
 
     @cached_property
-    def _labels(self) -> tuple[list[str], Targets]:
+    def _classes(self) -> tuple[list[str], Targets]:
         """The classes, and the class of every row."""
         if not self.target:
-            raise QDeployError("Data set csv has no target.", "Set data.target to the column that holds the classes.")
+            known = ", ".join(self._header)
+            raise QDeployError("Data set csv has no target.", f"Set data.target to the column of classes: {known}.")
         cells = np.array(self._cells(self.target, "target"))
         self._require_filled(self.target, cells)
         classes, targets = np.unique(cells, return_inverse=True)
         if len(classes) < 2:
             raise QDeployError(
-                f"All rows of {self.path} have the class {classes[0]!r}.",
+                f"All rows of {self.path} have the class {str(classes[0])!r}.",
                 f"data.target is {self.target!r}: is it right?",
             )
         return classes.tolist(), targets.astype(np.int64)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import lzma
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -159,8 +159,11 @@ def _read_folder(files: Sequence[Path], part: str) -> Iterator[tuple[int, int, s
 
 def _read_archive(files: Sequence[Path], part: str) -> Iterator[tuple[int, int, str]]:
     """Members are read one after the other and never written anywhere."""
-    with tarfile.open(files[0], "r|gz") as archive:
-        for member in archive:
-            match = MEMBER.fullmatch(member.name)
-            if match and match[1] == part and (content := archive.extractfile(member)) is not None:
-                yield int(match[2] == "pos"), int(match[3]), io.TextIOWrapper(content, encoding="utf-8").read()
+    try:
+        with tarfile.open(files[0], "r|gz") as archive:
+            for member in archive:
+                match = MEMBER.fullmatch(member.name)
+                if match and match[1] == part and (content := archive.extractfile(member)) is not None:
+                    yield int(match[2] == "pos"), int(match[3]), content.read().decode()
+    except (tarfile.TarError, zlib.error) as error:
+        raise ValueError(str(error)) from error

@@ -82,8 +82,8 @@ class Dataset(ArrayDataset):
         path = self._ensure()
         with reading(self.name, path.parent):
             content = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
-            pairs = np.array(content.split(), np.int64).reshape(-1, 2)
-            if pairs.size == 0 or pairs.min() < 1 or len(content.splitlines()) != len(pairs):
+            pairs = np.array([line.split() for line in content.decode().splitlines()], np.int64)
+            if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.min() < 1:
                 raise ValueError('lines are "user item", numbers from 1')
         return pairs[np.argsort(pairs[:, 0], kind="stable")]
 
