@@ -119,3 +119,12 @@ def test_espcn_shuffles_channels_to_pixels(repository: Path):
 def test_arguments_that_do_not_fit(repository: Path, factory, arguments, said):
     with pytest.raises(QDeployError, match=said):
         load_model(f"models/{factory}", base=repository, **arguments)
+
+
+def test_espcn_is_captured_at_one_size_and_runs_at_another(repository: Path):
+    """It is deployed for whole images, and calibrated and trained on patches of them."""
+    model = load_model("models/espcn.py:ESPCN", base=repository, channels=8).eval()
+    graph = capture(model, torch.randn(2, 1, 20, 24))
+    patches = torch.randn(3, 1, 7, 7)
+    with torch.no_grad():
+        assert torch.allclose(graph(patches), model(patches), atol=1e-5)
