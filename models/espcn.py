@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ESPCN(nn.Module):
-    """5x5 and two 3x3 convolutions, then channels become pixels. [N, 1, H, W], centred -> [N, 1, factor H, factor W] in 0..1.
+    """5x5 and two 3x3 convolutions, then channels become pixels. [N, 1, H, W] -> [N, 1, factor H, factor W] in 0..1.
 
     ``activation`` "tanh" is the paper's; "relu" (its table 1 has both) runs in integers, which tanh does not.
     """
