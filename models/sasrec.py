@@ -76,11 +76,14 @@ class SASRec(nn.Module):
         super().__init__()
         self.items = nn.Embedding(items + 1, channels, padding_idx=PADDING)
         self.positions = nn.Embedding(length, channels)
+        self.norm0 = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(channels, heads, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(channels)
         self.scores = nn.Linear(channels, items + 1, bias=False)
-        nn.init.normal_(self.items.weight, std=channels**-0.5)
+        # A table that scores: products with normalized states begin around 1. Positions must not drown the items.
+        for table in (self.items, self.positions):
+            nn.init.normal_(table.weight, std=channels**-0.5)
         if tied:
             self.scores.weight = self.items.weight
         else:
@@ -92,9 +95,9 @@ class SASRec(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         """Score all items as the next one after ``history`` int64 [N, T]; returns [N, items + 1]."""
         padding = (history == PADDING).to(self.causal.dtype)
-        # A padded position sees itself: a softmax over nothing would be one over everything.
+        # Finite: the softmax of a padded position, which sees padding alone, is no NaN, and nobody reads that position.
         hidden = self.causal + HIDDEN * padding[:, None, None, :]
-        x = self.dropout(self.items(history) + self.positions(self.places))
+        x = self.dropout(self.norm0(self.items(history) + self.positions(self.places)))
         for block in self.blocks:
             x = block(x, hidden)
         return self.scores(self.norm(x)[:, -1])
