@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
 import io
+import itertools
+import lzma
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -84,3 +89,62 @@ def cifar10_root(torchvision_root: Path) -> Path:
 def cifar10_npz(cifar10_root: Path) -> Path:
     """cifar10.npz: x_train, y_train (the first 10,000), x_test, y_test (all 10,000)."""
     return cifar10_root / "cifar10.npz"
+
+
+@pytest.fixture(scope="session")
+def cifar100_root(data_loaders: ModuleType, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root that torchvision's CIFAR100 reads, complete. Writing it takes 20 seconds."""
+    destination, source = tmp_path_factory.mktemp("cifar100"), tmp_path_factory.mktemp("cifar100_source")
+    (source / "cifar100").symlink_to(shared_data / "cifar100", target_is_directory=True)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        data_loaders.write_torchvision(str(destination), root=str(source))
+    return destination
+
+
+@pytest.fixture(scope="session")
+def csv_options(shared_data: Path) -> dict[str, Any]:
+    """The options of data set csv for 4,424 students in 3 classes."""
+    return {"path": str(shared_data / "student_dropout" / "data.csv.xz"), "target": "Target", "separator": ";"}
+
+
+@pytest.fixture(scope="session")
+def eurosat_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with 20 images of every class, in torchvision's layout."""
+    destination = tmp_path_factory.mktemp("eurosat")
+    with zipfile.ZipFile(next((shared_data / "eurosat").glob("*.zip"))) as archive:
+        members = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+        for _, of_class in itertools.groupby(members, key=lambda name: name.split("/")[2]):
+            archive.extractall(destination, itertools.islice(of_class, 20))
+    return destination
+
+
+@pytest.fixture(scope="session")
+def imdb_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with 150 reviews of every class and part, as tables."""
+    destination = tmp_path_factory.mktemp("imdb")
+    for part in ("train", "test"):
+        with lzma.open(shared_data / "imdb" / f"imdb_{part}.csv.xz", "rt", encoding="utf-8", newline="") as text:
+            header, *rows = csv.reader(text)
+        with lzma.open(destination / f"imdb_{part}.csv.xz", "wt", preset=0, encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *rows[:150], *rows[-150:]])
+    return destination
+
+
+@pytest.fixture(scope="session")
+def sequences_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the first 1,000 users of Video.txt."""
+    destination = tmp_path_factory.mktemp("sequences")
+    lines = lzma.decompress((shared_data / "seqrec" / "Video.txt.xz").read_bytes()).decode().splitlines()
+    kept = [line for line in lines if int(line.split()[0]) <= 1000]
+    (destination / "sequences").mkdir()
+    (destination / "sequences" / "Video.txt").write_text("\n".join(kept) + "\n")
+    return destination
+
+
+@pytest.fixture(scope="session")
+def super_resolution_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with all images of T91, Set5 and Set14."""
+    destination = tmp_path_factory.mktemp("super_resolution")
+    (destination / "sr").symlink_to(shared_data / "sr", target_is_directory=True)
+    return destination

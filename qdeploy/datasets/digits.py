@@ -9,15 +9,11 @@ from typing import Any
 import numpy as np
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.datasets._base import ArrayDataset, Indices, Raw, Targets, stratified
-
-# The set has no official test part. One fifth is held out, always the same one: ``seed`` must not decide what a
-# model is judged by, or two recipes could not be compared.
-HOLD_OUT_SHARE = 0.2
-HOLD_OUT_SEED = 0
+from qdeploy.datasets._base import Raw, Targets
+from qdeploy.datasets._held_out import HeldOutDataset
 
 
-class Dataset(ArrayDataset):
+class Dataset(HeldOutDataset):
     """Raw samples are uint8 [8, 8] with values 0..16; the model's input is float32 [1, 8, 8] in 0..1."""
 
     name = "digits"
@@ -45,21 +41,6 @@ class Dataset(ArrayDataset):
             ) from error
         bunch = load_digits()
         return bunch.images.astype(np.uint8), bunch.target.astype(np.int64)
-
-    @cached_property
-    def _halves(self) -> tuple[Indices, Indices]:
-        """Rows of the training and of the evaluation part, decided by the labels alone."""
-        return stratified(self._arrays[1], HOLD_OUT_SHARE, HOLD_OUT_SEED)
-
-    def _read_training(self) -> tuple[Raw, Targets]:
-        images, targets = self._arrays
-        rows = self._halves[0]
-        return images[rows], targets[rows]
-
-    def _read_evaluation(self) -> tuple[Raw, Targets]:
-        images, targets = self._arrays
-        rows = self._halves[1]
-        return images[rows], targets[rows]
 
     def _content(self) -> Iterable[bytes]:
         return (array.tobytes() for array in self._arrays)

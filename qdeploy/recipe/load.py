@@ -12,7 +12,7 @@ from qdeploy.recipe.find import base_of
 from qdeploy.recipe.outline import checked, with_baseline
 from qdeploy.recipe.overrides import apply, of_checkpoint, of_options, of_profile
 from qdeploy.recipe.problems import Problem, raise_problems
-from qdeploy.recipe.schema import ModelRecipe, Recipe, VariantRecipe
+from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, VariantRecipe
 from qdeploy.train.reference import find_file
 
 # Keyword arguments of qdeploy.train.reference.load_model, which a model cannot have as well.
@@ -64,8 +64,9 @@ def _require_file(path: Path) -> None:
 def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
     """Try what the recipe names: the model, the data set, plugins, and the checkpoint's place. Reads no data."""
     model, problems = _check_model(recipe.model, base)
-    dataset, found = trials.dataset(recipe.data)
-    problems += found
+    data, found = _check_data(recipe.data, base)
+    dataset, more = trials.dataset(data) if not found else (None, [])
+    problems += found + more
     variants = with_baseline(recipe.variants, problems)
     for name, variant in variants.items():
         problems += trials.plugins_of(name, variant)
@@ -75,7 +76,16 @@ def _look_outside(recipe: Recipe, base: Path) -> tuple[Recipe, list[Problem]]:
         _check_also_evaluate(recipe, dataset, problems)
         _check_augment(recipe, trials.input_shape(dataset), problems)
         variants = {name: _with_samples(name, v, dataset, problems) for name, v in variants.items()}
-    return recipe.model_copy(update={"model": model, "variants": variants}), problems
+    return recipe.model_copy(update={"model": model, "data": data, "variants": variants}), problems
+
+
+def _check_data(data: DataRecipe, base: Path) -> tuple[DataRecipe, list[Problem]]:
+    """The data's section with the place of its one file found, where it names one: data.path of csv."""
+    named = data.options.get("path")
+    if not isinstance(named, str):
+        return data, []
+    path, problems = trials.attempt(("data", "path"), lambda: find_file(named, base))
+    return data.model_copy(update={"path": str(path or named)}), problems
 
 
 def _check_model(model: ModelRecipe, base: Path) -> tuple[ModelRecipe, list[Problem]]:

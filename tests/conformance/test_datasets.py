@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +17,19 @@ from qdeploy.runner import preprocess
 from qdeploy.train.losses import LOSSES
 
 NAMES = plugins.names("dataset")
+SLOW = {"cifar100"}  # writing what it reads takes 20 seconds
+READ = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
 
 
 @pytest.fixture
-def dataset(request: pytest.FixtureRequest, torchvision_root: Path):
-    return plugins.load("dataset", request.param)(root=str(torchvision_root), download=False, calibration=64)
+def dataset(request: pytest.FixtureRequest):
+    """The data set on real data: where it has files or options that it cannot do without, fixtures name them."""
+    options = {}
+    with contextlib.suppress(pytest.FixtureLookupError):
+        options["root"] = str(request.getfixturevalue(f"{request.param}_root"))
+    with contextlib.suppress(pytest.FixtureLookupError):
+        options |= request.getfixturevalue(f"{request.param}_options")
+    return lambda **more: plugins.load("dataset", request.param)(download=False, calibration=64, **options, **more)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,17 +43,19 @@ def test_it_takes_the_common_options(name):
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in named)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_it_is(name):
-    made = plugins.load("dataset", name)()
-    assert made.name == name
+@pytest.mark.parametrize("dataset", READ, indirect=True)
+def test_it_says_what_it_is(dataset):
+    made = dataset()
+    name = made.name
+    assert name in NAMES
     assert made.metric in plugins.names("metric")
     assert len(set(made.classes)) == len(made.classes)
     assert plugins.summary("dataset", name).endswith(".")
 
 
-@pytest.mark.parametrize("dataset", NAMES, indirect=True)
+@pytest.mark.parametrize("dataset", READ, indirect=True)
 def test_splits_are_what_it_says_and_fit_its_preprocessing(dataset):
+    dataset = dataset()
     for name in SPLITS:
         raw, targets = dataset.split(name)
         shapes = dataset.raw_shape, dataset.target_shape
@@ -63,11 +73,22 @@ def test_splits_are_what_it_says_and_fit_its_preprocessing(dataset):
     assert dataset.task in LOSSES
 
 
-@pytest.mark.parametrize("dataset", NAMES, indirect=True)
+@pytest.mark.parametrize("dataset", READ, indirect=True)
 def test_its_fingerprint_is_stable_and_reads_no_split(dataset):
-    again = type(dataset)(root=dataset.root, download=False, calibration=64)
-    assert dataset.fingerprint() == again.fingerprint()
-    assert not dataset.accessed
+    first, again = dataset(), dataset()
+    assert first.fingerprint() == again.fingerprint()
+    assert not first.accessed
+
+
+@pytest.mark.parametrize("dataset", READ, indirect=True)
+def test_a_cut_of_the_training_part_is_a_part_of_it(dataset):
+    def samples(made):
+        parts = [made.split(name) for name in ("train", "validation")]
+        return [(x.tobytes(), y.tobytes()) for raw, targets in parts for x, y in zip(raw, targets, strict=True)]
+
+    few, everything = samples(dataset(train_samples=100)), set(samples(dataset()))
+    assert len(few) == 100
+    assert set(few) <= everything
 
 
 def test_importing_and_making_them_needs_no_torch():

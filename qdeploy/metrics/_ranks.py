@@ -1,0 +1,17 @@
+"""Where the right item stands among all items."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def ranks(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.intp]:
+    """The place of the target's score among all scores [N, items], 0 for the highest; equals stand before it.
+
+    So neither a model that scores everything alike nor a score that is not a number is ever right.
+    """
+    score = np.take_along_axis(outputs, targets[:, None], axis=1)
+    return np.count_nonzero(~(outputs < score), axis=1) - (score[:, 0] == score[:, 0])

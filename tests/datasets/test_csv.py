@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qdeploy.core.errors import QDeployError
+from qdeploy.datasets.csv import Dataset
+from qdeploy.runner import preprocess
+
+HEADER = "age,city,height,grade"
+
+
+def table(path: Path, rows: list[str] | None = None, header: str = HEADER, **options: Any) -> Dataset:
+    if rows is None:
+        generator = np.random.default_rng(0)
+        rows = [
+            f"{generator.integers(18, 60)},{'Rome' if i % 3 else ' Oslo'},{generator.normal():.3f},{'ab'[i % 2]}"
+            for i in range(50)
+        ]
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return Dataset(path=str(path), target="grade", calibration=5, **{"categorical": ["city"], **options})
+
+
+def test_students(csv_options):
+    dataset = Dataset(**csv_options)
+    assert dataset.classes == ["Dropout", "Enrolled", "Graduate"]
+    sizes = {name: len(dataset.split(name)[1]) for name in ("train", "validation", "evaluation")}
+    assert sum(sizes.values()) == 4424
+    assert sizes["evaluation"] == pytest.approx(4424 / 5, abs=2)
+    assert dataset.raw_shape == (36,)
+    training = np.concatenate([dataset.split(name)[0] for name in ("train", "validation")])
+    made = preprocess(training, dataset.preprocessing)
+    assert made.mean(0) == pytest.approx(np.zeros(36), abs=1e-4)
+    assert made.std(0) == pytest.approx(np.ones(36), abs=1e-4)
+
+
+def test_categories_become_features_of_0_and_1(tmp_path: Path):
+    dataset = table(tmp_path / "a.csv")
+    assert dataset.columns == ["age", "city=Oslo", "city=Rome", "height"]
+    raw, _ = dataset.split("train")
+    assert raw.shape[1:] == dataset.raw_shape == (4,)
+    assert (raw[:, 1] + raw[:, 2] == 1).all()
+    assert np.array_equal(preprocess(raw, dataset.preprocessing)[:, 1:3], raw[:, 1:3])
+
+
+def test_statistics_and_categories_are_the_training_parts(tmp_path: Path):
+    dataset = table(tmp_path / "a.csv")
+    rows = (tmp_path / "a.csv").read_text().splitlines()[1:]
+    for row in dataset._halves[1]:
+        rows[row] = f"9999,Paris,0,{rows[row][-1]}"
+    other = table(tmp_path / "b.csv", rows)
+    assert other.preprocessing == dataset.preprocessing
+    assert other.columns == dataset.columns
+    raw, _ = other.split("evaluation")
+    assert (raw[:, 0] == 9999).all()
+    assert not raw[:, 1:3].any()  # a value that training never saw
+
+
+def test_columns_are_chosen(tmp_path: Path):
+    assert table(tmp_path / "a.csv", drop=["city"]).columns == ["age", "height"]
+    assert table(tmp_path / "a.csv", features=["height", "age"]).columns == ["height", "age"]
+
+
+def test_a_column_that_never_changes_is_zero(tmp_path: Path):
+    dataset = table(tmp_path / "a.csv", [f"30,Rome,{i},{'ab'[i % 2]}" for i in range(30)])
+    assert not preprocess(dataset.split("train")[0], dataset.preprocessing)[:, 0].any()
+
+
+def test_compressed_files_hold_the_same(tmp_path: Path):
+    dataset = table(tmp_path / "a.csv")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    packed = Dataset(path=str(tmp_path / "a.csv.gz"), target="grade", calibration=5, categorical=["city"])
+    assert packed.fingerprint() == dataset.fingerprint()
+    assert np.array_equal(packed.split("train")[0], dataset.split("train")[0])
+
+
+def test_the_fingerprint_covers_the_options(tmp_path: Path):
+    made = [table(tmp_path / "a.csv"), table(tmp_path / "a.csv", drop=["age"]), table(tmp_path / "a.csv", seed=1)]
+    assert len({dataset.fingerprint() for dataset in made}) == 3
+
+
+GOOD = ["30,Rome,1.5,a", "31,Rome,1.6,b", "32,Rome,1.7,a", "33,Rome,1.8,b"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said", "hint"),
+    [
+        (GOOD, {"target": "grad"}, "data.target: .* no column 'grad'", "'grade'"),
+        (GOOD, {"features": ["hight"]}, "data.features: .* no column 'hight'", "'height'"),
+        (GOOD, {"drop": ["x"]}, "data.drop: .* no column 'x'", "age"),
+        (GOOD, {"categorical": ["cities"]}, "data.categorical: .* no column 'cities'", "'city'"),
+        (GOOD, {"features": ["grade"]}, "no features left", "data.features"),
+        (GOOD, {"categorical": []}, r"line 2, column 'city': 'Rome' is no number \(so in 4 of 4", "data.categorical"),
+        ([*GOOD, "nan,Rome,1,a"], {}, "line 6, column 'age': 'nan' is no number", "data.drop"),
+        ([*GOOD, "1e99,Rome,1,a"], {}, "line 6, column 'age': '1e99' is no number", "data.drop"),
+        ([*GOOD, ",Rome,1,a"], {}, "line 6, column 'age': a cell is empty", "Fill it in"),
+        ([*GOOD, "1,,1,a"], {}, "line 6, column 'city': a cell is empty", "Fill it in"),
+        ([*GOOD, "1,Rome,1,"], {}, "line 6, column 'grade': a cell is empty", "Fill it in"),
+        ([*GOOD, "1,Rome,1"], {}, "line 6 has 3 cells, the header 4", "data.separator is ','"),
+        (GOOD[::2], {}, "have the class 'a'", "data.target is 'grade'"),
+        ([], {}, "no rows below a header", "csv"),
+        ([*GOOD, '1,"Rome,1,a'], {}, "line 6: unexpected end", "quotes"),
+    ],
+)
+def test_what_is_wrong_with_a_table(tmp_path: Path, rows, options, said, hint):
+    dataset = table(tmp_path / "a.csv", rows)
+    wrong = Dataset(**{"path": str(dataset.path), "target": "grade", "categorical": ["city"], **options})
+    with pytest.raises(QDeployError, match=said) as error:
+        wrong.split("train")
+    assert hint in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "has no file"),
+        ({"path": "nowhere.csv", "target": "x"}, "no file nowhere.csv"),
+        ({"path": "a.csv"}, "has no target"),
+        ({"path": "a.csv.xz", "target": "grade"}, "cannot be read"),
+        ({"path": "latin.csv", "target": "grade"}, "not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "a.csv")
+    Path("a.csv.xz").write_bytes(b"not xz")
+    Path("latin.csv").write_bytes("grade,x\né,1\n".encode("latin-1"))
+    with pytest.raises(QDeployError, match=said):
+        Dataset(**options).split("train")
+
+
+def test_a_column_twice(tmp_path: Path):
+    with pytest.raises(QDeployError, match="column 'age' twice"):
+        table(tmp_path / "a.csv", GOOD, header="age,city,age,grade").split("train")
+
+
+def test_a_separator_of_several_characters():
+    with pytest.raises(QDeployError, match=r"data.separator is ';;'"):
+        Dataset(separator=";;")
