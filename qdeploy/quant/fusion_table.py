@@ -91,13 +91,29 @@ FLOAT_REASONS = {
     "ReduceMean": "no integer ReduceMean kernel; a mean over height and width is exported as GlobalAveragePool",
     "Attention": "attention that was not taken apart: with grouped queries, or dropout at inference",
     "Einsum": "no integer Einsum kernel; written as matmul it has one",
-    "Softmax": "the integer Softmax kernel is slower than the float32 one, and has 256 logits to tell apart",
+    "Softmax": "the integer Softmax kernel is slower than the float32 one, and rounds what it exponentiates",
     "LSTM": "the only integer LSTM is DynamicQuantizeLSTM",
     "GRU": "onnxruntime has no integer GRU",
     "Clip": "a Clip between quantized tensors has no integer kernel",
 }
 
+# What of these an ATen operator becomes.
+_EXPORTED = {
+    "aten.conv_transpose2d": "ConvTranspose", "aten.hardswish": "HardSwish", "aten.gelu": "Gelu",
+    "aten.layer_norm": "LayerNormalization", "aten.softmax": "Softmax", "aten._safe_softmax": "Softmax",
+    "aten.scaled_dot_product_attention": "Attention", "aten.einsum": "Einsum", "aten.lstm": "LSTM", "aten.gru": "GRU",
+}  # fmt: skip
+
+# Those that stand between integer layers of attention and are counted with them, although they multiply nothing.
+FLOAT_ISLANDS = frozenset(("LayerNormalization", "Softmax", "Gelu"))
+
 BY_ATEN = {row.aten: row for row in TABLE}
+
+
+def reason_without_row(aten: str) -> str:
+    """Why an ATen operator without a row runs in float32."""
+    exported = _EXPORTED.get(aten)
+    return FLOAT_REASONS[exported] if exported else f"{aten} has no integer kernel in onnxruntime's CPU provider"
 
 
 def reason_for_float(onnx_operator: str) -> str:

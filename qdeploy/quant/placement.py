@@ -20,7 +20,7 @@ from qdeploy.core import scheme as schemes
 from qdeploy.core.scheme import QScheme
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.operators import argument, is_tensor, operator_name, shape_of, stored
-from qdeploy.quant.fusion_table import BY_ATEN, Role
+from qdeploy.quant.fusion_table import BY_ATEN, Role, reason_without_row
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qdeploy.quant.rules import LayerSchemes, matching
 
@@ -205,7 +205,7 @@ def _role(node: fx.Node, keep_float: Sequence[str]) -> tuple[Role, str]:
     if row is None:
         source = node.args[0] if operator_name(node) == "getitem" else node  # one result of an operator with several
         assert isinstance(source, fx.Node)
-        return Role.FLOAT, f"{operator_name(source)} has no integer kernel in onnxruntime's CPU provider"
+        return Role.FLOAT, reason_without_row(operator_name(source))
     if any(fnmatch.fnmatchcase(node.meta[LAYER], pattern) for pattern in keep_float):
         return Role.FLOAT, "kept in float32 by the recipe"
     objection = _objection(node, row.role)
@@ -222,6 +222,8 @@ def _objection(node: fx.Node, role: Role) -> str:
         return "its table is computed, not stored"
     if role in (Role.ARITHMETIC, Role.PRODUCT) and any(stored(n) or not is_tensor(n) for n in _operands(node)):
         return "an operand is a constant, not a quantized activation"
+    if role is Role.PRODUCT and not _stays_in_int32(node):
+        return "its sums of products may leave int32"
     if name in ("aten.add", "aten.mul") and len(_operands(node)) != 2:
         return "an operand is a Python number, which has no quantizer"
     if name == "aten.add" and argument(node, 2, "alpha", 1) != 1:
@@ -233,6 +235,12 @@ def _objection(node: fx.Node, role: Role) -> str:
     if role is Role.CLIP and not is_clip(node):
         return "its limits are tensors"
     return ""
+
+
+def _stays_in_int32(node: fx.Node) -> bool:
+    """Whether no sum of products of two 8-bit codes leaves int32: that of zero points, which kernels add, included."""
+    terms = shape_of(_operands(node)[0])[-1]
+    return isinstance(terms, int) and terms * 255**2 < 2**31
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
