@@ -143,9 +143,7 @@ def _readers(layer: fx.Node) -> Iterator[tuple[fx.Node, Tensor]]:
             if not isinstance(user.meta.get("val"), Tensor):
                 continue  # a size
             if is_operator(user, *_MOVES):
-                args, kwargs = fx.map_arg(
-                    (user.args[1:], dict(user.kwargs)), lambda node: _size(node.meta["val"])
-                )
+                args, kwargs = fx.map_arg((user.args[1:], dict(user.kwargs)), lambda node: _size(node.meta["val"]))
                 pending.append((user, user.target(channels, *args, **kwargs)))  # type: ignore[operator]
             else:
                 yield user, channels

@@ -1,8 +1,9 @@
 """Put quantizers exactly where onnxruntime fuses them into integer kernels.
 
 The rule, in one sentence: a layer that multiplies by stored weights, a look-up in a stored table and a product of two
-activations are always quantized; an elementwise or pooling operator is quantized if integer values reach it *and* it feeds an integer kernel; operators that only move values
-pass the quantizer of their input on; a clip (ReLU, ReLU6) is the range of the quantizer behind it.
+activations are always quantized; an elementwise or pooling operator is quantized if integer values reach it *and* it
+feeds an integer kernel; operators that only move values pass the quantizer of their input on; a clip (ReLU, ReLU6) is
+the range of the quantizer behind it.
 """
 
 from __future__ import annotations

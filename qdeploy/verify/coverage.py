@@ -35,7 +35,7 @@ _PREFIX, _SUFFIX = "fused ", re.compile(r"(_token_\d+|_nchwc|_quant|_\d+)$")
 
 @dataclass(frozen=True, slots=True)
 class LayerCoverage:
-    """One layer that multiplies, or a float32 operator of note: its operator, the kernel that runs it, and why it is float32 if it is."""
+    """A layer that multiplies, or a float32 island: its operator, its kernel, and why it is float32 if it is."""
 
     name: str
     op: str
@@ -47,7 +47,7 @@ class LayerCoverage:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The layers of a model that multiply, its float32 islands, in graph order, and the kernels of the graph that runs."""
+    """The layers of a model that multiply and its float32 islands, in graph order; the kernels of the graph that runs."""
 
     layers: tuple[LayerCoverage, ...]
     kernels: dict[str, int]  # every operator of the optimized graph, counted

@@ -1,4 +1,4 @@
-"""Look-ups in tables of integer codes, as export/passes/lookups.py writes them: codes and scales of rows, multiplied."""
+"""Look-ups in tables of integer codes, as export/passes/lookups.py writes them: codes times scales of rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ def lookup(
     Indices are taken for codes that mean themselves. The table's scales lie along its axis 0.
     """
     real, scales = (producers.get(name) for name in (*node.input, "", "")[:2])
-    if node.op_type != "Mul" or real is None or scales is None or (real.op_type, scales.op_type) != ("Cast", "Unsqueeze"):
+    if (
+        node.op_type != "Mul"
+        or real is None
+        or scales is None
+        or (real.op_type, scales.op_type) != ("Cast", "Unsqueeze")
+    ):
         return None
     rows, picked = producers.get(real.input[0]), producers.get(scales.input[0])
     if rows is None or picked is None or (rows.op_type, picked.op_type) != ("Gather", "Gather"):

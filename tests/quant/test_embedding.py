@@ -58,7 +58,7 @@ def initializers(model: bytes) -> dict[str, onnx.TensorProto]:
 
 
 def test_rows_are_codes_until_they_are_picked():
-    """In the running graph too: a table that is dequantized when the model is loaded would take four times the memory."""
+    """In the running graph too: dequantized when the model is loaded, it would take four times the memory."""
     found = build(classifier(), TOKENS)
     check(found, sqnr=30)
     running = onnx.load_from_string(optimized_graph(found.model)).graph
@@ -100,7 +100,8 @@ def test_a_table_in_front_is_the_first_layer_and_rules_reach_it():
     net = classifier()
 
     def bits(**options) -> dict[str, int]:
-        return {k: v.bits for k, v in artifact.quantized(net, TOKENS, [TOKENS], weight_bits=3, **options).weights.items()}
+        made = artifact.quantized(net, TOKENS, [TOKENS], weight_bits=3, **options)
+        return {name: value.bits for name, value in made.weights.items()}
 
     assert weighted_layers(graph_of(net, TOKENS)) == ["words", "out"]
     assert bits() == {"words": 8, "out": 8}

@@ -119,9 +119,14 @@ def largest() -> dict[str, Question]:
         "matmul": matmul("QLinearMatMul", LAYER),
         "matmul, precise": matmul("QLinearMatMul", LAYER, options=PRECISE),
         "two activations": Question(
-            "QLinearMatMul", LAYER, {"a": row.astype(np.uint8), "w": (2 * matrix + 1).astype(np.uint8)},
-            {**dict.fromkeys(("a_scale", "w_scale"), np.float32(1)), **dict.fromkeys(("a_zero", "w_zero", "y_zero"), np.uint8(0)),
-             "y_scale": np.float32(128 * 255**2 / 200)},
+            "QLinearMatMul",
+            LAYER,
+            {"a": row.astype(np.uint8), "w": (2 * matrix + 1).astype(np.uint8)},
+            {
+                **dict.fromkeys(("a_scale", "w_scale"), np.float32(1)),
+                **dict.fromkeys(("a_zero", "w_zero", "y_zero"), np.uint8(0)),
+                "y_scale": np.float32(128 * 255**2 / 200),
+            },
         ),
         "gemm": matmul("QGemm", GEMM),
         "gemm, precise": matmul("QGemm", GEMM, options=PRECISE),
@@ -163,7 +168,7 @@ def product(operator: str, inputs: tuple[str, ...], weight, y_scale, codes, opti
 
 
 def activations(operator: str, inputs: tuple[str, ...], rng: np.random.Generator, **others: Any) -> Question:
-    """A product of two tensors of uint8 codes as in attention, [2, 3, N, K] and [2, 3, K, M], of all codes there are."""
+    """A product of two tensors of uint8 codes, [2, 3, N, K] and [2, 3, K, M], as in attention."""
     a, b = (rng.integers(0, 256, (2, 3, *shape), dtype=np.uint8) for shape in ((19, 37), (37, 23)))
     scales = {"a_scale": np.float32(0.031), "w_scale": np.float32(0.047), "y_zero": np.uint8(119)}
     values = {**scales, "a_zero": np.uint8(128), "w_zero": np.uint8(97), **others}

@@ -1,9 +1,9 @@
 """Look rows up among integer codes, and give them their scales afterwards.
 
 torch writes a look-up in a quantized table as DequantizeLinear -> Gather, which computes all of the table for every
-input: 0.43 ms for 24,000 rows of 64, 800 of them looked up, where the rows alone take 0.03 ms. A row's codes and its scale
+input: for 800 of 24,000 rows of 64 that took 0.43 ms, where the rows alone take 0.03 ms. A row's codes and its scale
 are gathered instead, and multiplied: the same product of two float32 numbers. All operators are standard ones;
-com.microsoft's GatherBlockQuantized takes twice as long.
+com.microsoft's GatherBlockQuantized took twice as long.
 
 Contract: in, a model whose constants are initializers; out, the same function, bit for bit.
 """
