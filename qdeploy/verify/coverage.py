@@ -47,7 +47,7 @@ class LayerCoverage:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The layers of a model that multiply and its float32 islands, in graph order; the kernels of the graph that runs."""
+    """The layers of a model that multiply and its float32 islands, in graph order; the kernels that run."""
 
     layers: tuple[LayerCoverage, ...]
     kernels: dict[str, int]  # every operator of the optimized graph, counted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -20,27 +20,31 @@ def lookup(
 
     Indices are taken for codes that mean themselves. The table's scales lie along its axis 0.
     """
-    real, scales = (producers.get(name) for name in (*node.input, "", "")[:2])
-    if (
-        node.op_type != "Mul"
-        or real is None
-        or scales is None
-        or (real.op_type, scales.op_type) != ("Cast", "Unsqueeze")
-    ):
+    if node.op_type != "Mul":
         return None
-    rows, picked = producers.get(real.input[0]), producers.get(scales.input[0])
-    if rows is None or picked is None or (rows.op_type, picked.op_type) != ("Gather", "Gather"):
+    rows = _behind(node.input[0], ("Cast", "Gather"), producers)
+    picked = _behind(node.input[1], ("Unsqueeze", "Gather"), producers)
+    if rows is None or picked is None:
         return None
     codes, scale = constants.get(rows.input[0]), constants.get(picked.input[0])
     if codes is None or scale is None or codes.dtype not in (np.int8, np.uint8) or rows.input[1] != picked.input[1]:
         return None
-    container, one = np.iinfo(codes.dtype), np.float32(1)
+    container = np.iinfo(codes.dtype)
     table = Quantized(
         rows.input[0], scale, scale, np.zeros(scale.shape, codes.dtype), (int(container.min), int(container.max)), 0,
         codes, constants.stored_bytes(rows.input[0]),
     )  # fmt: skip
-    name = rows.input[1]
-    known = constants.get(name)
-    indices = Quantized(name, np.asarray(one), np.asarray(one), np.zeros((), np.int64), (0, len(codes) - 1),
-                        constant=known)  # fmt: skip
+    name, one = rows.input[1], np.asarray(np.float32(1))
+    indices = Quantized(name, one, one, np.zeros((), np.int64), (0, len(codes) - 1), constant=constants.get(name))
     return indices, table
+
+
+def _behind(name: str, operators: Sequence[str], producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """The node at the end of a chain of ``operators`` that leads back from the value ``name``."""
+    found = None
+    for operator in operators:
+        found = producers.get(name)
+        if found is None or found.op_type != operator:
+            return None
+        name = found.input[0]
+    return found
