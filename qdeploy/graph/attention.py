@@ -135,23 +135,27 @@ def _scale_layer(graph_module: fx.GraphModule, scale: fx.Node) -> None:
 
 def _readers(layer: fx.Node) -> Iterator[tuple[fx.Node, Tensor]]:
     """Who computes with what a linear layer gives, however it is moved before, and the channels that it reads."""
-    shape = [_size(size) for size in shape_of(layer)]
+    shape = [_size(size) or 2 for size in shape_of(layer)]
     pending = [(layer, torch.arange(shape[-1]).expand(shape))]
     while pending:
         value, channels = pending.pop()
         for user in value.users:
             if not isinstance(user.meta.get("val"), Tensor):
                 continue  # a size
-            if is_operator(user, *_MOVES):
-                args, kwargs = fx.map_arg((user.args[1:], dict(user.kwargs)), lambda node: _size(node.meta["val"]))
+            sizes = {node: _size(node.meta.get("val")) for node in user.all_input_nodes if node is not value}
+            if is_operator(user, *_MOVES) and None not in sizes.values():
+                args, kwargs = fx.map_arg((user.args[1:], dict(user.kwargs)), sizes.__getitem__)
                 pending.append((user, user.target(channels, *args, **kwargs)))  # type: ignore[operator]
             else:
                 yield user, channels
 
 
-def _size(size: Any) -> int:
-    """A size as a number: a symbol counts for what it was in the example."""
-    return size if isinstance(size, int) else int(size.node.hint)
+def _size(size: Any) -> int | None:
+    """A size as a number: a symbol counts for what it was in the example. None for what is no size."""
+    if isinstance(size, torch.SymInt):
+        hint: int | None = size.node.hint
+        return hint
+    return size if isinstance(size, int) else None
 
 
 def _number(graph_module: fx.GraphModule, node: fx.Node) -> float | None:

@@ -66,9 +66,14 @@ class QuantizedLayer:
         return str(weight.target)
 
     @property
+    def is_lookup(self) -> bool:
+        """Whether the layer picks rows of its weight, and multiplies nothing."""
+        return operator_name(self.node) == LOOKUP
+
+    @property
     def pair_limit(self) -> int | None:
         """What pairs of its weights may sum to at most (core/saturation.py); None where its codes cannot reach that."""
-        if operator_name(self.node) == LOOKUP:
+        if self.is_lookup:
             return None
         reads, scheme = self.input.scheme if self.input else schemes.activation(), self.weight.scheme
         limit = saturation.pair_limit(reads.qmax)
@@ -90,7 +95,7 @@ class Placement:
     def deciding(self, layer: QuantizedLayer) -> QuantizedLayer:
         """The layer for which the codes of a layer's weight are chosen: itself, or what multiplies with its table."""
         readers = [other for other in self.layers if other.weight is layer.weight]
-        return next((other for other in readers if other.input is not None), layer)
+        return next((other for other in readers if not other.is_lookup), layer)
 
 
 def place(

@@ -57,7 +57,7 @@ def reconstruct(
             lockstep.advance(node)
             layer, weight = layers[node], _weight(graph_module, layers[node])
             wanted = bias_correction or (informed and not layer.table)
-            moments = _moments(lockstep, layer, seed) if wanted and layer.input is not None else None
+            moments = _moments(lockstep, layer, seed) if wanted and not layer.is_lookup else None
             seen = moments if informed else None
             if seen is not None and bias_correction:
                 seen = seen.centred()
