@@ -89,6 +89,8 @@ def constant_value(graph_module: fx.GraphModule, node: fx.Node) -> Tensor | None
 def _constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor | None:
     value = node.meta.get("val")
     reads = node.all_input_nodes
+    if is_operator(node, "aten.arange") and not reads:
+        return constant_value(graph_module, node)  # stored, it goes with the graph to the device that trains it
     if node.op != "call_function" or not reads or not all(stored(read) for read in reads):
         return None
     # Rows of a table stay a look-up: the table ships as codes.

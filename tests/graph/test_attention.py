@@ -79,6 +79,18 @@ def test_two_products_and_no_multiplication(run, packed):
     assert left.count("linear") == 2 if packed else 4
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_graph_goes_to_another_device_with_all_that_it_reads(causal):
+    """Positions and the mask of what comes later are no tensors of the device that the model was captured on."""
+    net = attention(
+        lambda m, x, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        + m.p(torch.arange(10, device=x.device))[:, :8]
+    )  # fmt: skip
+    net.p = nn.Embedding(10, 8)
+    left_of(net)
+    assert graph_of(net, TOKENS).to("meta")(TOKENS.to("meta")).shape == TOKENS.shape
+
+
 def test_a_query_that_may_look_at_nothing_gets_zeros():
     """As from torch's kernels, and only where a mask may do that: the check is not free."""
     padding = attention(lambda m, x, q, k, v: F.scaled_dot_product_attention(q, k, v, (x[..., 0] > -5)[:, None, None]))
