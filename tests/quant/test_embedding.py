@@ -24,6 +24,7 @@ from qdeploy.verify.artifact import parse
 from qdeploy.verify.coverage import coverage
 from qdeploy.verify.inspection import layers_of
 from qdeploy.verify.parity import parity
+from qdeploy.verify.portability import Portability, portability
 from tests.networks import Net, build, check, graph_of, samples
 
 ROWS, WIDTH = 300, 16
@@ -130,6 +131,7 @@ def test_a_tied_table_is_stored_once_with_the_codes_that_both_read(rounding, bit
     assert seen.differing_codes == 0
     assert coverage(made.model).integer_mac_share == 1
     assert made.weights["words"].bits == made.weights["matmul"].bits == bits
+    assert portability(made.model) == Portability()
 
 
 def test_a_tied_table_whose_readers_want_other_bits_is_two():
