@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdeploy.core.errors import QDeployError
+from qdeploy.runtimes.onnxruntime import Runtime
+from qdeploy.verify.artifact import signature
 from tests.networks import Net, Net2, build, check, conv, conv1d, randomise, samples
 
 IMAGES, SEQUENCES, VECTORS, TOKENS = samples(4, 8, 12, 12), samples(4, 8, 20), samples(6, 16), samples(4, 10, 16)
@@ -136,6 +139,18 @@ class ConvNeXt(nn.Module):
         return x + (self.scale * self.narrow(F.gelu(self.wide(h)))).permute(0, 3, 1, 2)
 
 
+class ESPCN(nn.Module):
+    """Super-resolution: shuffled pixels at the end, and between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv(8, 8, 5), conv(8, 16), conv(4, 8), conv(8, 9)
+
+    def forward(self, x):
+        x = F.pixel_shuffle(F.relu(self.b(torch.tanh(self.a(x)))), 2)
+        return F.pixel_shuffle(self.d(F.relu(self.c(x))), 3)
+
+
 class Normalizing(nn.Module):
     """Mean and standard deviation inside the model, as buffers."""
 
@@ -159,6 +174,7 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], Tensor, float]] = {
     "temporal convolutions": (TCN, SEQUENCES, 1.0),
     "mixer": (Mixer, TOKENS, 1.0),
     "convnext": (ConvNeXt, IMAGES, 1.0),
+    "espcn": (ESPCN, IMAGES, 1.0),
     "preprocessing inside": (Normalizing, IMAGES.abs(), 1.0),
 }
 
@@ -171,6 +187,20 @@ def test_architecture(name):
     check(built, share=share, sqnr=25)
     if name in ("inception", "unet", "squeezenet", "mobilenet", "resnet with option A", "temporal convolutions"):
         assert built.coverage.computes_in_integers or name in ("squeezenet", "mobilenet")
+
+
+def test_super_resolution_is_of_the_size_that_it_was_captured_at():
+    """Convolutions would take any; the artifact takes and gives what it says, and refuses the rest."""
+    torch.manual_seed(0)
+    built = build(ESPCN(), samples(2, 8, 10, 14))
+    said = signature(built.model)
+    assert said["inputs"][0]["shape"] == ["batch", 8, 10, 14]
+    assert said["outputs"][0]["shape"] == ["batch", 1, 60, 84]
+    assert built.run()[0].shape == (2, 1, 60, 84)
+    assert built.running["DepthToSpace"] == 2
+    assert built.running["DequantizeLinear"] == 2  # before the float32 tanh, and at the end
+    with pytest.raises(QDeployError, match="failed to run"):
+        Runtime(built.model).run({"x": samples(2, 8, 14, 10).numpy()})
 
 
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -237,7 +267,7 @@ def test_an_embedding_before_linear_layers():
 
 
 def test_a_weight_tied_to_an_embedding():
-    """One reader looks rows up in float32, the other multiplies in integers."""
+    """One reader looks rows up, the other multiplies in integers."""
     torch.manual_seed(0)
     net = Net(lambda m, x: F.linear(m.e(x).mean(1).relu(), m.e.weight), e=nn.Embedding(50, 16))
     built = build(net, torch.randint(0, 50, (6, 7)))

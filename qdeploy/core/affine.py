@@ -129,8 +129,13 @@ def gemm_accumulate(x: Codes, x_zero_point: int, weight: Codes, bias: NDArray[np
     return _with_bias(_exact_matmul(x.astype(np.int32) - x_zero_point, weight.T), bias)
 
 
+def matmul_accumulate(a: Codes, a_zero_point: int, b: Codes, b_zero_point: int) -> NDArray[np.int64]:
+    """The int32 accumulator of a @ b on codes of two activations, as int64: ``a`` [..., N, K], ``b`` [..., K, M]."""
+    return _exact_matmul(a.astype(np.int32) - a_zero_point, b.astype(np.int32) - b_zero_point)
+
+
 def gemm_float(accumulator: NDArray[np.int64], x_scale: Any, w_scale: Any) -> Float32:
-    """QGemm without an output quantizer: float32(acc) * float32(x_scale * w_scale)."""
+    """QGemm without an output quantizer, MatMulIntegerToFloat: float32(acc) * float32(x_scale * w_scale)."""
     product = np.asarray(x_scale, np.float32) * np.asarray(w_scale, np.float32)
     return accumulator.astype(np.float32) * product
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import HalfPrecision
 from qdeploy.core.scheme import QScheme
-from qdeploy.export.passes import clips, codes, constants, float_layers, names, reshapes, sharing
+from qdeploy.export.passes import clips, codes, constants, float_layers, lookups, names, reshapes, sharing
 from qdeploy.export.passes import half_precision as half_precision_pass
 from qdeploy.export.passes import metadata as metadata_pass
 from qdeploy.export.passes import pack_weights as packing_pass
@@ -50,6 +50,7 @@ def to_onnx(
     reshapes.simplify(model)
     clips.drop_redundant(model)
     codes.on_codes(model)
+    lookups.on_codes(model)
     clips.merge(model)
     float_layers.protect(model)
     constants.clean(model)

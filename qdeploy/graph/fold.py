@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from qdeploy.graph import attention
 from qdeploy.graph.identities import drop_identities, fold_constants
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.linear import products_to_linear
+from qdeploy.graph.moves import splits_to_slices
 from qdeploy.graph.operators import (
     argument,
     delete_unused_parameters,
@@ -61,7 +63,8 @@ class FoldedNorm:
 def fold(graph_module: fx.GraphModule) -> dict[str, FoldedNorm]:
     """Drop identities, compute constants and fold every affine operator of an eval-mode graph, in place.
 
-    Returns the batch norms that went into layers, by layer name.
+    Returns the batch norms that went into layers, by layer name. Attention is taken apart first (attention.py), so that
+    its scale folds like any other.
 
     A batch norm, or a sum or product with a stored tensor or a number, goes into the weight and bias of the
     convolution or linear layer before it if nobody else reads that. A batch norm that stands alone on images or
@@ -69,8 +72,11 @@ def fold(graph_module: fx.GraphModule) -> dict[str, FoldedNorm]:
     where batch norm has none.
     """
     drop_identities(graph_module)
+    splits_to_slices(graph_module.graph)  # a part of a stored tensor is one as well
+    products_to_linear(graph_module)  # before w.T becomes a tensor of its own: a tied table stays tied
     fold_constants(graph_module)
     products_to_linear(graph_module)
+    attention.normalize(graph_module)
     norms: dict[str, FoldedNorm] = {}
     for node in list(graph_module.graph.nodes):
         affine = _affine(graph_module, node)

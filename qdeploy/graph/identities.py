@@ -70,23 +70,38 @@ def _is_identity(node: fx.Node) -> bool:
     return is_operator(node, *_CASTS)
 
 
+def constant_value(graph_module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    """What a node computes from stored tensors and numbers alone; None where it depends on the model's inputs."""
+    if stored(node):
+        return tensor_at(graph_module, str(node.target)).detach()
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    if torch.Tag.nondeterministic_seeded in node.target.tags:
+        return None
+    known = {read: constant_value(graph_module, read) for read in node.all_input_nodes}
+    if any(value is None for value in known.values()):
+        return None
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), known.__getitem__)
+    result = node.target(*args, **kwargs)
+    return result if isinstance(result, Tensor) else None
+
+
 def _constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor | None:
     value = node.meta.get("val")
     reads = node.all_input_nodes
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not reads:
+    if is_operator(node, "aten.arange") and not reads:
+        return constant_value(graph_module, node)  # stored, it goes with the graph to the device that trains it
+    if node.op != "call_function" or not reads or not all(stored(read) for read in reads):
         return None
-    if not isinstance(value, Tensor) or not value.dtype.is_floating_point or not all(stored(read) for read in reads):
+    # Rows of a table stay a look-up: the table ships as codes.
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point or is_operator(node, "aten.embedding"):
         return None
     if not all(isinstance(size, int) for size in value.shape):
         return None
-    size = sum(tensor_at(graph_module, str(read.target)).numel() for read in reads)
-    if math.prod(value.shape) > size or torch.Tag.nondeterministic_seeded in node.target.tags:
-        return None
+    size = sum(_bytes(tensor_at(graph_module, str(read.target))) for read in reads)
+    result = constant_value(graph_module, node) if _bytes(value) <= size else None
+    return None if result is None else result.clone()
 
-    def load(argument_node: fx.Node) -> Tensor:
-        return tensor_at(graph_module, str(argument_node.target)).detach()
 
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), load)
-    result = node.target(*args, **kwargs)
-    assert isinstance(result, Tensor)
-    return result.clone()
+def _bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * tensor.element_size()

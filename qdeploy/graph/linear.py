@@ -29,21 +29,39 @@ def flatten_linears(graph: fx.Graph) -> None:
 
 
 def _product_to_linear(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """X @ w, and bias + x @ w, with stored w [K, M]: a linear layer with weight w.T."""
+    """X @ w, and bias + x @ w, with stored w [K, M]: a linear layer with weight w.T; x @ w.T is one with w itself."""
     bias, x, w = node.args[:3] if is_operator(node, "aten.addmm") else (None, *node.args[:2])  # type: ignore[misc]
-    if not stored(w) or stored(x) or len(shape_of(w)) != 2:  # type: ignore[arg-type]
+    turned = _transposed(w)
+    if not stored(turned or w) or stored(x) or len(shape_of(w)) != 2:  # type: ignore[arg-type]
         return
     plain = argument(node, 3, "beta", 1) == 1 and argument(node, 4, "alpha", 1) == 1
     if bias is not None and not (stored(bias) and len(shape_of(bias)) == 1 and plain):  # type: ignore[arg-type]
         return
+    transposed = turned or _transpose(graph_module, node, w)  # type: ignore[arg-type]
+    node.target, node.kwargs = aten.linear.default, {}
+    node.args = (x, transposed) if bias is None else (x, transposed, bias)
+
+
+def _transposed(w: Any) -> fx.Node | None:
+    """The stored matrix that ``w`` is the transpose of; None if it is none."""
+    turns = isinstance(w, fx.Node) and (
+        is_operator(w, "aten.t", "aten.numpy_T", "aten.mT")
+        or (is_operator(w, "aten.transpose") and w.args[1] != w.args[2] and len(shape_of(w)) == 2)
+        or (is_operator(w, "aten.permute") and [int(axis) % 2 for axis in w.args[1]] == [1, 0])  # type: ignore[arg-type,union-attr]
+    )
+    source = w.args[0] if turns else None
+    return source if isinstance(source, fx.Node) and stored(source) and len(shape_of(source)) == 2 else None
+
+
+def _transpose(graph_module: fx.GraphModule, node: fx.Node, w: fx.Node) -> fx.Node:
+    """A stored matrix transposed, as a stored matrix."""
     path = f"{node.meta[LAYER]}.weight"
-    weight = tensor_at(graph_module, str(w.target)).detach().t().contiguous()  # type: ignore[union-attr]
+    weight = tensor_at(graph_module, str(w.target)).detach().t().contiguous()
     set_parameter(graph_module, path, weight)
     with graph_module.graph.inserting_before(node):
         transposed = graph_module.graph.get_attr(path)
     transposed.meta["val"] = weight
-    node.target, node.kwargs = aten.linear.default, {}
-    node.args = (x, transposed) if bias is None else (x, transposed, bias)
+    return transposed
 
 
 def _flatten_linear(graph: fx.Graph, node: fx.Node) -> None:

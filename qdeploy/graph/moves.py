@@ -13,7 +13,7 @@ from qdeploy.graph.rewrite import insert
 aten = torch.ops.aten
 
 _RESHAPES = ("aten.reshape", "aten.unflatten")
-_SPLITS = ("aten.split", "aten.split_with_sizes", "aten.chunk")
+_SPLITS = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind")
 # A clip is monotone, so it may be applied before any of these as well as behind it.
 _MOVES = tuple(
     f"aten.{name}"
@@ -25,14 +25,19 @@ _MOVES = tuple(
 _CLIPS = ("aten.relu", "aten.relu6", "aten.hardtanh", "aten.clamp")
 
 
+def splits_to_slices(graph: fx.Graph) -> None:
+    """Make every split slices, and what is unbound selected, in place: Split would stay float32."""
+    for node in list(graph.nodes):
+        if is_operator(node, *_SPLITS):
+            _split_to_slices(graph, node)
+
+
 def normalize(graph_module: fx.GraphModule) -> None:
-    """Rewrite reshapes, splits, resizes and clips of a graph, in place."""
+    """Rewrite reshapes, resizes and clips of a graph, in place."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         if is_operator(node, *_RESHAPES):
             _constant_shape(node)
-        elif is_operator(node, *_SPLITS):
-            _split_to_slices(graph, node)
         elif is_operator(node, "aten.channel_shuffle"):
             _channel_shuffle(graph, node)
         elif is_operator(node, "aten.upsample_nearest2d"):
@@ -54,16 +59,20 @@ def _constant_shape(node: fx.Node) -> None:
 def _split_to_slices(graph: fx.Graph, node: fx.Node) -> None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    axis = argument(node, 2, "dim", 0) % len(shape_of(source))
-    sizes = [part.shape[axis] for part in node.meta["val"]]
+    unbound = is_operator(node, "aten.unbind")
+    axis = argument(node, 1 if unbound else 2, "dim", 0) % len(shape_of(source))
+    sizes = [1 if unbound else part.shape[axis] for part in node.meta["val"]]
     if not all(isinstance(size, int) for size in sizes) or not all(is_operator(part, "getitem") for part in node.users):
         return
     for part in list(node.users):
         index = part.args[1]
         assert isinstance(index, int)
         start = sum(sizes[:index])
-        taken = insert(graph, aten.slice.Tensor, (source, axis, start, start + sizes[index]), value_of(part),
-                       before=part, like=part)  # fmt: skip
+        target, args = (
+            (aten.select.int, (source, axis, index)) if unbound
+            else (aten.slice.Tensor, (source, axis, start, start + sizes[index]))
+        )  # fmt: skip
+        taken = insert(graph, target, args, value_of(part), before=part, like=part)
         taken.meta[LAYER] = unique_layer(graph, f"{node.meta[LAYER]}.{index}")
         part.replace_all_uses_with(taken)
         graph.erase_node(part)

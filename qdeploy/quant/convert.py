@@ -11,7 +11,7 @@ from torch import fx
 
 from qdeploy.core import affine
 from qdeploy.core.errors import QDeployError
-from qdeploy.graph.operators import argument, delete_unused_parameters, tensor_at
+from qdeploy.graph.operators import argument, delete_unused_parameters, stored, tensor_at
 from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range, is_clip
 from qdeploy.quant.quantizer import ActivationQuantizer, BiasQuantizer
 
@@ -64,7 +64,7 @@ def smallest_scale(codes: np.ndarray, bias: np.ndarray | None, layer: QuantizedL
 def layer_bias(graph_module: fx.GraphModule, node: fx.Node) -> np.ndarray | None:
     """A layer's float32 bias [C_out], or None."""
     bias = argument(node, 2, "bias")
-    return None if bias is None else tensor_at(graph_module, bias.target).detach().cpu().numpy()
+    return None if not stored(bias) else tensor_at(graph_module, bias.target).detach().cpu().numpy()
 
 
 def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, source: ActivationQuantizer) -> None:

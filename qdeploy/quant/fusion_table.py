@@ -15,6 +15,8 @@ class Role(Enum):
     """How an operator takes part in an integer graph."""
 
     WEIGHTED = "weighted"  # multiplies by stored weights: the integer kernels worth having
+    LOOKUP = "lookup"  # picks rows of a stored table: integer codes until they are picked, float32 behind it
+    PRODUCT = "product"  # multiplies two activations: an integer kernel wherever both are quantized
     ARITHMETIC = "arithmetic"  # computes on codes when all inputs and the output are quantized
     MOVE = "move"  # only moves values: its output has the codes, scale and zero point of its input
     CLIP = "clip"  # a range: that of the quantizer behind it, which costs nothing, or else a Clip of its codes
@@ -37,6 +39,14 @@ TABLE = (
     Row("aten.conv2d", "Conv", Role.WEIGHTED, "QLinearConv", "Conv between Q/DQ with an int8 weight is QLinearConv."),
     Row("aten.conv1d", "Conv", Role.WEIGHTED, "QLinearConv", "QLinearConv takes one spatial axis as well."),
     Row("aten.linear", "Gemm", Role.WEIGHTED, "QGemm", "A 2-D Gemm is QGemm, with or without an output quantizer."),
+    Row(
+        "aten.matmul", "MatMul", Role.PRODUCT, "MatMulIntegerToFloat",
+        "MatMul of two uint8 tensors is QLinearMatMul, or MatMulIntegerToFloat where float32 is wanted of it.",
+    ),
+    Row(
+        "aten.embedding", "Gather", Role.LOOKUP, "Gather",
+        "Rows of codes are picked, then multiplied with the scales of the rows.",
+    ),
     Row("aten.add", "Add", Role.ARITHMETIC, "QLinearAdd", "Add of two quantized tensors is QLinearAdd."),
     Row("aten.mul", "Mul", Role.ARITHMETIC, "QLinearMul", "Mul of two quantized tensors is QLinearMul."),
     Row("aten.cat", "Concat", Role.ARITHMETIC, "QLinearConcat", "QLinearConcat requantizes every input.", False),
@@ -79,14 +89,31 @@ FLOAT_REASONS = {
     "Gelu": "no integer Gelu kernel",
     "LayerNormalization": "no integer LayerNormalization kernel",
     "ReduceMean": "no integer ReduceMean kernel; a mean over height and width is exported as GlobalAveragePool",
-    "MatMul": "a product of two activations is not quantized",
-    "Attention": "attention's products of two activations are not quantized",
+    "Attention": "attention that was not taken apart: with grouped queries, or dropout at inference",
+    "Einsum": "no integer Einsum kernel; written as matmul it has one",
+    "Softmax": "the integer Softmax kernel is slower than the float32 one, and rounds what it exponentiates",
     "LSTM": "the only integer LSTM is DynamicQuantizeLSTM",
     "GRU": "onnxruntime has no integer GRU",
     "Clip": "a Clip between quantized tensors has no integer kernel",
 }
 
+# What of these an ATen operator becomes.
+_EXPORTED = {
+    "aten.conv_transpose2d": "ConvTranspose", "aten.hardswish": "HardSwish", "aten.gelu": "Gelu",
+    "aten.layer_norm": "LayerNormalization", "aten.softmax": "Softmax", "aten._safe_softmax": "Softmax",
+    "aten.scaled_dot_product_attention": "Attention", "aten.einsum": "Einsum", "aten.lstm": "LSTM", "aten.gru": "GRU",
+}  # fmt: skip
+
+# Those that stand between integer layers of attention and are counted with them, although they multiply nothing.
+FLOAT_ISLANDS = frozenset(("LayerNormalization", "Softmax", "Gelu"))
+
 BY_ATEN = {row.aten: row for row in TABLE}
+
+
+def reason_without_row(aten: str) -> str:
+    """Why an ATen operator without a row runs in float32."""
+    exported = _EXPORTED.get(aten)
+    return FLOAT_REASONS[exported] if exported else f"{aten} has no integer kernel in onnxruntime's CPU provider"
 
 
 def reason_for_float(onnx_operator: str) -> str:

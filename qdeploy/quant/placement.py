@@ -1,8 +1,9 @@
 """Put quantizers exactly where onnxruntime fuses them into integer kernels.
 
-The rule, in one sentence: a layer that multiplies by stored weights is always quantized; an elementwise or pooling
-operator is quantized if integer values reach it *and* it feeds an integer kernel; operators that only move values
-pass the quantizer of their input on; a clip (ReLU, ReLU6) is the range of the quantizer behind it.
+The rule, in one sentence: a layer that multiplies by stored weights, a look-up in a stored table and a product of two
+activations are always quantized; an elementwise or pooling operator is quantized if integer values reach it *and* it
+feeds an integer kernel; operators that only move values pass the quantizer of their input on; a clip (ReLU, ReLU6) is
+the range of the quantizer behind it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from qdeploy.core import scheme as schemes
 from qdeploy.core.scheme import QScheme
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.operators import argument, is_tensor, operator_name, shape_of, stored
-from qdeploy.quant.fusion_table import BY_ATEN, Role
+from qdeploy.quant.fusion_table import BY_ATEN, Role, reason_without_row
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qdeploy.quant.rules import LayerSchemes, matching
+
+LOOKUP = "aten.embedding"
 
 # Functions of one element without an integer kernel: a float island of a few elements' work between integer layers.
 _ACTIVATIONS = frozenset(
@@ -43,6 +46,9 @@ class QuantizedLayer:
 
     ``weight_call`` is where the graph calls the weight's quantizer. ``input`` is None where nothing that is known
     before the model runs is quantized: activations that the kernel quantizes itself, or rows that are looked up.
+    ``table``: rows of the weight are looked up, by this layer or by another one that reads it, so the codes are the
+    nearest ones at the scale of least squared error: a row that is looked up meets no weights or inputs, and what a
+    rounding plugin trades between its weights would only be an error of the row.
     """
 
     name: str
@@ -51,6 +57,7 @@ class QuantizedLayer:
     weight_call: fx.Node
     input: ActivationQuantizer | None
     exempt: bool = False  # kept wider than the other layers by default, so in training it gets a plain fake quantizer
+    table: bool = False
 
     @property
     def weight_path(self) -> str:
@@ -59,8 +66,15 @@ class QuantizedLayer:
         return str(weight.target)
 
     @property
+    def is_lookup(self) -> bool:
+        """Whether the layer picks rows of its weight, and multiplies nothing."""
+        return operator_name(self.node) == LOOKUP
+
+    @property
     def pair_limit(self) -> int | None:
         """What pairs of its weights may sum to at most (core/saturation.py); None where its codes cannot reach that."""
+        if self.is_lookup:
+            return None
         reads, scheme = self.input.scheme if self.input else schemes.activation(), self.weight.scheme
         limit = saturation.pair_limit(reads.qmax)
         groups = 1 if operator_name(self.node) == "aten.linear" else int(argument(self.node, 6, "groups", 1))
@@ -77,6 +91,11 @@ class Placement:
     activations: dict[str, ActivationQuantizer] = field(default_factory=dict)  # by layer name
     layers: list[QuantizedLayer] = field(default_factory=list)
     float_layers: dict[str, str] = field(default_factory=dict)  # layer name -> why it stays in float32
+
+    def deciding(self, layer: QuantizedLayer) -> QuantizedLayer:
+        """The layer for which the codes of a layer's weight are chosen: itself, or what multiplies with its table."""
+        readers = [other for other in self.layers if other.weight is layer.weight]
+        return next((other for other in readers if not other.is_lookup), layer)
 
 
 def place(
@@ -99,12 +118,25 @@ def place(
     wanted |= {node: layers[node.meta[LAYER]] for node in nodes if layers and node.meta[LAYER] in layers}
     placement = Placement(float_layers=decision.reasons)
     quantized = _insert_activation_quantizers(graph_module, decision, _demands(wanted, decision), placement)
+    tables = {_weight(node).target for node in nodes if decision.has(node, Role.LOOKUP)}
+    calls: dict[tuple[Any, QScheme], fx.Node] = {}  # of the quantizers of tables, which all readers share
     for node in nodes:
-        quantizer = WeightQuantizer(f"{node.meta[LAYER]}.weight", wanted[node].weight)
-        weight_node = argument(node, 1, "weight")
-        call = _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", quantizer, weight_node, [node])
-        layer = QuantizedLayer(node.meta[LAYER], node, quantizer, call, quantized[node], wanted[node].exempt)
-        placement.layers.append(layer)
+        weight_node, scheme = _weight(node), wanted[node].weight
+        key, table = (weight_node.target, scheme), weight_node.target in tables
+        call = calls.get(key)
+        if call is None:
+            made = WeightQuantizer(f"{node.meta[LAYER]}.weight", scheme)
+            call = _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", made, weight_node, [node])
+            if table:
+                calls[key] = call
+        node.replace_input_with(weight_node, call)
+        quantizer = graph_module.get_submodule(str(call.target))
+        assert isinstance(quantizer, WeightQuantizer)
+        placement.layers.append(
+            QuantizedLayer(
+                node.meta[LAYER], node, quantizer, call, quantized.get(node), exempt=wanted[node].exempt, table=table
+            )
+        )
     graph_module.graph.lint()
     graph_module.recompile()
     return placement
@@ -115,7 +147,9 @@ def weighted_layers(graph_module: fx.GraphModule, keep_float: Sequence[str] = ()
 
     QDeployError: a pattern of ``keep_float`` that matches no layer.
     """
-    everything = [node.meta[LAYER] for node in _weighted(graph_module.graph, _decide(graph_module.graph, ()))]
+    whole = _decide(graph_module.graph, ())
+    products = [node for node in whole.roles if whole.has(node, Role.PRODUCT)]
+    everything = [node.meta[LAYER] for node in (*_weighted(graph_module.graph, whole), *products)]
     for pattern in keep_float:
         matching(pattern, everything)
     decision = _decide(graph_module.graph, keep_float)
@@ -126,6 +160,8 @@ def _demands(wanted: Mapping[fx.Node, LayerSchemes], decision: _Decision) -> dic
     """The codes that layers with weights want of the values that they read, by the value that carries the quantizer."""
     found: dict[fx.Node, QScheme] = {}
     for node, layer in wanted.items():
+        if decision.has(node, Role.LOOKUP):
+            continue
         value = node.args[0]
         while decision.has(value, Role.MOVE):  # type: ignore[arg-type]
             value = _operands(value)[0]  # type: ignore[arg-type]
@@ -144,7 +180,7 @@ class _Decision:
         return self.roles.get(node) in roles
 
     def integer(self, node: fx.Node) -> bool:
-        return self.has(node, Role.WEIGHTED, Role.ARITHMETIC)
+        return self.has(node, Role.WEIGHTED, Role.PRODUCT, Role.ARITHMETIC)
 
 
 def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
@@ -175,7 +211,7 @@ def _role(node: fx.Node, keep_float: Sequence[str]) -> tuple[Role, str]:
     if row is None:
         source = node.args[0] if operator_name(node) == "getitem" else node  # one result of an operator with several
         assert isinstance(source, fx.Node)
-        return Role.FLOAT, f"{operator_name(source)} has no integer kernel in onnxruntime's CPU provider"
+        return Role.FLOAT, reason_without_row(operator_name(source))
     if any(fnmatch.fnmatchcase(node.meta[LAYER], pattern) for pattern in keep_float):
         return Role.FLOAT, "kept in float32 by the recipe"
     objection = _objection(node, row.role)
@@ -188,8 +224,12 @@ def _objection(node: fx.Node, role: Role) -> str:
         bias = argument(node, 2, "bias")
         if not stored(argument(node, 1, "weight")) or not (bias is None or stored(bias)):
             return "its weight is computed, not stored"
-    if role is Role.ARITHMETIC and any(stored(n) or not is_tensor(n) for n in _operands(node)):
+    if role is Role.LOOKUP and not stored(_weight(node)):
+        return "its table is computed, not stored"
+    if role in (Role.ARITHMETIC, Role.PRODUCT) and any(stored(n) or not is_tensor(n) for n in _operands(node)):
         return "an operand is a constant, not a quantized activation"
+    if role is Role.PRODUCT and not _stays_in_int32(node):
+        return "its sums of products may leave int32"
     if name in ("aten.add", "aten.mul") and len(_operands(node)) != 2:
         return "an operand is a Python number, which has no quantizer"
     if name == "aten.add" and argument(node, 2, "alpha", 1) != 1:
@@ -203,12 +243,18 @@ def _objection(node: fx.Node, role: Role) -> str:
     return ""
 
 
+def _stays_in_int32(node: fx.Node) -> bool:
+    """Whether no sum of products of two 8-bit codes leaves int32: that of zero points, which kernels add, included."""
+    terms = shape_of(_operands(node)[0])[-1]
+    return isinstance(terms, int) and terms * 255**2 < 2**31
+
+
 def _operands(node: fx.Node) -> list[fx.Node]:
     """The tensors that an arithmetic or moving operator reads."""
     first = node.args[0]
     if isinstance(first, list | tuple):
         return [n for n in first if isinstance(n, fx.Node)]
-    count = 2 if operator_name(node) in ("aten.add", "aten.mul") else 1
+    count = 2 if operator_name(node) in ("aten.add", "aten.mul", "aten.matmul") else 1
     return [n for n in node.args[:count] if isinstance(n, fx.Node)]
 
 
@@ -253,7 +299,7 @@ def _insert_activation_quantizers(
         for user in users:
             user.replace_input_with(value, call)
         quantizer_of[value] = quantizer_of[call] = quantizer
-    return {node: quantizer_of[node.args[0]] for node in _weighted(graph, decision)}  # type: ignore[index]
+    return {node: quantizer_of[node.args[0]] for node in graph.nodes if decision.has(node, Role.WEIGHTED)}
 
 
 def _values_to_quantize(graph: fx.Graph, decision: _Decision) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -283,11 +329,13 @@ def _values_to_quantize(graph: fx.Graph, decision: _Decision) -> tuple[set[fx.No
 def _writes_codes(node: fx.Node, decision: _Decision) -> bool:
     """Whether an integer kernel's output is quantized.
 
-    A linear layer may leave its accumulator as float32, so it is only where a reader wants codes. Or where an
-    activation follows that onnxruntime would fuse into a float32 FusedGemm, unless the model ends there.
+    A linear layer and a product may leave their accumulator as float32, so theirs is only where a reader wants codes.
+    Or where an activation follows that onnxruntime would fuse into a float32 FusedGemm, unless the model ends there.
     """
-    if operator_name(node) != "aten.linear" or _feeds_integers(node, decision):
+    if operator_name(node) not in ("aten.linear", "aten.matmul") or _feeds_integers(node, decision):
         return True
+    if decision.has(node, Role.PRODUCT):
+        return False
     users = list(node.users)
     return len(users) == 1 and operator_name(users[0]) in _GEMM_ACTIVATIONS and not _is_returned(users[0])
 
@@ -304,7 +352,14 @@ def _behind_clips(node: fx.Node, decision: _Decision) -> fx.Node:
 
 
 def _weighted(graph: fx.Graph, decision: _Decision) -> list[fx.Node]:
-    return [node for node in graph.nodes if decision.has(node, Role.WEIGHTED)]
+    return [node for node in graph.nodes if decision.has(node, Role.WEIGHTED, Role.LOOKUP)]
+
+
+def _weight(node: fx.Node) -> fx.Node:
+    """The weight of a layer, or the table of a look-up."""
+    weight = argument(node, 0 if operator_name(node) == LOOKUP else 1, "weight")
+    assert isinstance(weight, fx.Node)
+    return weight
 
 
 def is_clip(node: fx.Node) -> bool:

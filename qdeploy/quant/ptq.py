@@ -88,9 +88,12 @@ def round_weights(
     for layer in placement.layers:
         if progress is not None:
             progress(layer.name)
+        if layer.weight.frozen:
+            continue
         weight = tensor_at(graph_module, layer.weight_path).detach().cpu().numpy()
-        bias = layer_bias(graph_module, layer.node)
-        layer.weight.set(quantize_weight(weight, bias, layer, solve, observer=weight_observer, seed=seed))
+        decides = placement.deciding(layer)
+        bias = layer_bias(graph_module, decides.node)
+        layer.weight.set(quantize_weight(weight, bias, decides, solve, observer=weight_observer, seed=seed))
 
 
 def _check(weight_observer: str, rounding: str) -> None:

@@ -119,10 +119,11 @@ def prepare(
     for layer in placement.layers:
         if layer.name in norms:
             _revive(graph_module, layer, norms[layer.name])
-        weight = tensor_at(graph_module, layer.weight_path).detach()
-        layer.weight.fake = _weight_fake_quant(plain if layer.exempt else method, layer, weight)
-        layer.weight.scheme = layer.weight.fake.scheme  # the codes of a method may reach further than their bits do
-        if portable:
+        if layer.weight.fake is None:  # a table may have one already, of the layer that looks its rows up
+            weight = tensor_at(graph_module, layer.weight_path).detach()
+            layer.weight.fake = _weight_fake_quant(plain if layer.exempt else method, layer, weight)
+            layer.weight.scheme = layer.weight.fake.scheme  # the codes of a method may reach further than their bits do
+        if portable and layer.pair_limit is not None:
             layer.weight.fake.limit = layer.pair_limit
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
@@ -151,9 +152,12 @@ def finish(
         quantizer.set(float(found.scale), int(found.zero_point), float(found.dequantize_scale))
     if portable:
         agree(graph_module)
-    weights = {layer.name: _settle(graph_module, layer, starts.get(layer.name, 0.0)) for layer in placement.layers}
+    settled: dict[QuantizedLayer, NDArray[np.float32]] = {}
+    for layer in map(placement.deciding, placement.layers):
+        if layer not in settled:
+            settled[layer] = _settle(graph_module, layer, starts.get(layer.name, 0.0))
     convert(graph_module, placement)
-    return weights
+    return {layer.name: settled[placement.deciding(layer)] for layer in placement.layers}
 
 
 def _weight_fake_quant(method: Any, layer: QuantizedLayer, weight: Tensor) -> Any:

@@ -56,14 +56,17 @@ def reconstruct(
                 progress(layers[node].name)
             lockstep.advance(node)
             layer, weight = layers[node], _weight(graph_module, layers[node])
-            moments = _moments(lockstep, layer, seed) if informed or bias_correction else None
+            wanted = bias_correction or (informed and not layer.table)
+            moments = _moments(lockstep, layer, seed) if wanted and not layer.is_lookup else None
             seen = moments if informed else None
             if seen is not None and bias_correction:
                 seen = seen.centred()
-            layer.weight.set(quantize_weight(
-                weight, layer_bias(graph_module, node), layer, solve, observer=weight_observer, moments=seen,
-                portable=portable and (informed or bias_correction), seed=seed,
-            ))  # fmt: skip
+            if not layer.weight.frozen:
+                decides = placement.deciding(layer)
+                layer.weight.set(quantize_weight(
+                    weight, layer_bias(graph_module, decides.node), decides, solve, observer=weight_observer,
+                    moments=seen, portable=portable and (informed or bias_correction), seed=seed,
+                ))  # fmt: skip
             if moments is not None and bias_correction:
                 lockstep.shift[node] = _shift(graph_module, layer, weight, moments)
     for node, shift in lockstep.shift.items():

@@ -39,9 +39,12 @@ def quantize_weight(
     weights that on quantized inputs come closest to the float32 layer, and the scales are fitted to the codes at last.
     ``portable``: no pair of the codes can saturate (portable.py).
     ``bias`` [C_out] or None is what int32 has to hold beside the products: a scale too small for it is raised.
+    The rows of a table are rounded for themselves, at the scales of least squared error, whatever is asked for.
     QDeployError names the layer.
     """
     scheme = layer.weight.scheme
+    if layer.table:
+        observer, moments = "mse", None
     try:
         second = None if moments is None else moments.second
         if moments is None:

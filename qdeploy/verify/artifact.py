@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.verify.lookups import LOOKUP, lookup
 from qdeploy.verify.quantized import Quantized, QuantizedValues
 
 # Operators that multiply: the ones whose work is counted in multiply-accumulates.
@@ -52,11 +53,19 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def integer_layers(model: onnx.ModelProto) -> list[IntegerLayer]:
-    """Every operator between DequantizeLinear inputs, in graph order, with its output quantizer if it has one."""
+    """Every operator between DequantizeLinear inputs, in graph order, with its output quantizer if it has one.
+
+    And every look-up in a table of codes, as one Gather of the indices and the table (lookups.py).
+    """
     values = QuantizedValues(model)
+    producers = {name: node for node in model.graph.node for name in node.output}
     layers = []
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        found = lookup(node, producers, values.constants)
+        if found is not None:
+            layers.append(IntegerLayer(node.name, LOOKUP, {}, found, None, node.output[0]))
             continue
         inputs = [values.dequantized.get(name) for name in node.input]
         needed = (

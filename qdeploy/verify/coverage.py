@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.quant.fusion_table import reason_for_float
+from qdeploy.quant.fusion_table import FLOAT_ISLANDS, reason_for_float
 from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from qdeploy.verify.artifact import MAC_OPERATORS, expose, parse
 
@@ -35,7 +35,7 @@ _PREFIX, _SUFFIX = "fused ", re.compile(r"(_token_\d+|_nchwc|_quant|_\d+)$")
 
 @dataclass(frozen=True, slots=True)
 class LayerCoverage:
-    """One multiplying layer: its operator, the kernel that runs it, and why it is float32 if it is."""
+    """A layer that multiplies, or a float32 island: its operator, its kernel, and why it is float32 if it is."""
 
     name: str
     op: str
@@ -47,7 +47,7 @@ class LayerCoverage:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The layers of a model that multiply, in graph order, and the kernels of the graph that runs."""
+    """The layers of a model that multiply and its float32 islands, in graph order; the kernels that run."""
 
     layers: tuple[LayerCoverage, ...]
     kernels: dict[str, int]  # every operator of the optimized graph, counted
@@ -73,12 +73,12 @@ def coverage(model: bytes) -> Coverage:
     macs = layer_macs(proto)
     layers = []
     for node in proto.graph.node:
-        if node.op_type not in MAC_OPERATORS:
-            continue
         kernel = kernels.get(node.name, node.op_type)
+        if node.op_type not in MAC_OPERATORS and not (quantized and kernel in FLOAT_ISLANDS):
+            continue
         integer = kernel in INTEGER_KERNELS
         reason = "" if integer else (reason_for_float(node.op_type) if quantized else "a float32 model")
-        layers.append(LayerCoverage(node.name, node.op_type, kernel, integer, reason, macs[node.name]))
+        layers.append(LayerCoverage(node.name, node.op_type, kernel, integer, reason, macs.get(node.name, 0)))
     counted = Counter(node.op_type for node in optimized.graph.node)
     _cross_check(layers, counted)
     return Coverage(tuple(layers), dict(sorted(counted.items())))

@@ -9,6 +9,7 @@ from qdeploy.quant.fusion_table import reason_for_float
 from qdeploy.runtimes.onnxruntime import optimized_graph
 from qdeploy.verify.artifact import IntegerLayer, integer_layers, parse
 from qdeploy.verify.coverage import Coverage, kernels_by_layer, runs_in_integers
+from qdeploy.verify.lookups import LOOKUP
 
 
 def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
@@ -20,18 +21,19 @@ def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
     records = []
     for node in proto.graph.node:
         layer, integer = covered.get(node.name), quantized.get(node.name)
-        if layer is None and (integer is None or integer.output is None):
+        if layer is None and (integer is None or (integer.output is None and integer.op != LOOKUP)):
             continue
         value = integer.output.name if integer is not None and integer.output is not None else node.name
-        kernel = layer.kernel if layer else kernels.get(node.name) or kernels.get(value) or node.op_type
+        op = integer.op if integer is not None else node.op_type
+        kernel = layer.kernel if layer else op if op == LOOKUP else kernels.get(node.name) or kernels.get(value) or op
         runs = layer.integer if layer else runs_in_integers([kernel])
         records.append(
             Layer(
                 name=node.name,
-                op=node.op_type,
+                op=op,
                 kernel=kernel,
                 integer=runs,
-                reason="" if runs else layer.reason if layer else reason_for_float(node.op_type),
+                reason="" if runs else layer.reason if layer else reason_for_float(op),
                 macs=layer.macs if layer else 0,
                 weight_bits=_weight_bits(integer),
                 activation_bits=integer.output.scheme.bits if integer and integer.output else None,

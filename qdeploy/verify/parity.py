@@ -23,6 +23,7 @@ from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from qdeploy.verify import reference
 from qdeploy.verify.artifact import IntegerLayer, expose, integer_layers, parse
 from qdeploy.verify.coverage import INTEGER_KERNELS, kernels_by_layer, runs_in_integers
+from qdeploy.verify.lookups import LOOKUP
 from qdeploy.verify.quantized import Quantized
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -80,7 +81,7 @@ def parity(model: bytes, batches: Iterable[Feeds], *, float_model: bytes | None 
     results = {layer.name: _result(layer, kernels) for layer in layers}
     samples = 0
     for feeds in batches:
-        values = runtime.run(feeds)
+        values = {**feeds, **runtime.run(feeds)}
         if runs_in_integers(kernels.values()):
             _require_same_answers(plain.run(feeds), values)
         reals = floats.run(feeds) if floats else {}
@@ -103,8 +104,8 @@ def sqnr_db(reference_values: NDArray[Any], noisy: NDArray[Any]) -> float:
 
 def _result(layer: IntegerLayer, kernels: Mapping[str, str]) -> LayerParity:
     value = layer.output.name if layer.output is not None else layer.value
-    kernel = kernels.get(layer.name) or kernels.get(value) or layer.op
-    return LayerParity(layer.name, layer.op, layer.op in reference.EXACT, value, kernel)
+    kernel = "" if layer.op == LOOKUP else kernels.get(layer.name) or kernels.get(value)
+    return LayerParity(layer.name, layer.op, layer.op in reference.EXACT, value, kernel or layer.op)
 
 
 def _instrumented(proto: onnx.ModelProto, layers: list[IntegerLayer]) -> Runtime:
@@ -172,7 +173,7 @@ def _measure(layer: IntegerLayer, values: Feeds, reals: Feeds, result: LayerPari
     entering = [reals.get(x.name) for x in layer.inputs if x.constant is None]
     if all(x is not None for x in entering):
         quantizers = [x for x in layer.inputs if x.constant is None]
-        codes = [affine.quantize(real, x.scale, x.zero_point, x.scheme)
+        codes = [real if real.dtype.kind == "i" else affine.quantize(real, x.scale, x.zero_point, x.scheme)
                  for real, x in zip(entering, quantizers, strict=True) if real is not None]  # fmt: skip
         alone = reference.answer(layer, codes)
         result._local.add(wanted, alone if layer.output is None else _real(layer.output, alone))

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from qdeploy.core import affine, elementwise
 from qdeploy.core.elementwise import Operand
 from qdeploy.verify.artifact import IntegerLayer
+from qdeploy.verify.lookups import LOOKUP
 from qdeploy.verify.quantized import Quantized
 
 Codes = NDArray[Any]
 
 # Operators whose kernels the reference reproduces bit for bit, on every input.
-EXACT = ("Conv", "Gemm", "Add", "Mul", "MaxPool")
+EXACT = ("Conv", "Gemm", "MatMul", LOOKUP, "Add", "Mul", "MaxPool")
 
 
 def supports(layer: IntegerLayer) -> bool:
@@ -31,6 +32,10 @@ def supports(layer: IntegerLayer) -> bool:
         weight = layer.inputs[1]
         plain = weight.constant is not None and not np.any(weight.zero_point)
         return plain and (layer.op == "Gemm" or layer.output is not None)
+    if layer.op == "MatMul":
+        return all(x.constant is None and x.scale.size == 1 for x in layer.inputs)
+    if layer.op == LOOKUP:
+        return layer.inputs[0].zero_point.dtype == np.int64  # not one that only moves codes
     return layer.op in _REFERENCES and layer.output is not None
 
 
@@ -62,6 +67,24 @@ def _gemm(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
     if layer.output is None:
         return affine.gemm_float(accumulator, x.dequantize_scale, weight.dequantize_scale)
     return _requantize(layer, accumulator, x, weight, layer.output)
+
+
+def _matmul(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
+    """A product of two activations."""
+    a, b = layer.inputs
+    accumulator = affine.matmul_accumulate(inputs[0], int(a.zero_point), inputs[1], int(b.zero_point))
+    if layer.output is None:
+        return affine.gemm_float(accumulator, a.dequantize_scale, b.dequantize_scale)
+    return _requantize(layer, accumulator, a, b, layer.output)
+
+
+def _lookup(layer: IntegerLayer, inputs: Sequence[Codes]) -> NDArray[Any]:
+    """Rows of the table: float32(code) * scale, rounded once."""
+    indices, table = layer.inputs
+    assert table.constant is not None
+    picked = inputs[0] if indices.constant is None else indices.constant
+    real: NDArray[Any] = table.constant[picked].astype(np.float32) * table.scale[picked][..., None]
+    return real
 
 
 def _requantize(
@@ -206,6 +229,8 @@ def _windows(x: NDArray[Any], kernel: Sequence[int], strides: Sequence[int], dil
 _REFERENCES: dict[str, Callable[[IntegerLayer, Sequence[Codes]], NDArray[Any]]] = {
     "Conv": _conv,
     "Gemm": _gemm,
+    "MatMul": _matmul,
+    LOOKUP: _lookup,
     "Add": _elementwise,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,

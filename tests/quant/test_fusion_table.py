@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from qdeploy.quant.fusion_table import BY_ATEN, FLOAT_REASONS, TABLE, Role, Row, reason_for_float
 from tests.networks import Built, Net, build, conv, conv1d, operators, samples
 
-IMAGES, SEQUENCES, VECTORS = samples(4, 8, 12, 12), samples(4, 8, 20), samples(6, 16)
+IMAGES, SEQUENCES, VECTORS, TOKENS = samples(4, 8, 12, 12), samples(4, 8, 20), samples(6, 16), samples(4, 10, 16)
+INDICES = torch.randint(0, 30, (4, 10), generator=torch.Generator().manual_seed(0))
 
 
 def between(run: Callable[[Tensor], Tensor], inputs: int = 8) -> tuple[nn.Module, Tensor]:
@@ -36,10 +37,24 @@ def two_branches(run: Callable[[Tensor, Tensor], Tensor], inputs: int = 8) -> tu
     return net, IMAGES
 
 
+class Attention(nn.Module):
+    """Two products around a softmax; a stored product behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out((q @ k.transpose(1, 2) / 4).softmax(-1) @ v)
+
+
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "conv2d": lambda: between(lambda x: x),
     "conv1d": lambda: between_1d(lambda x: x),
     "linear": lambda: (nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), VECTORS),
+    "matmul": lambda: (Attention(), TOKENS),
+    "embedding": lambda: (nn.Sequential(nn.Embedding(30, 16), nn.Linear(16, 5)), INDICES),
     "add": lambda: two_branches(torch.add),
     "mul": lambda: two_branches(torch.mul),
     "cat": lambda: two_branches(lambda a, b: torch.cat([a, b], 1), 16),
@@ -95,7 +110,7 @@ def test_the_kernel_is_the_one_in_the_table(row):
         assert row.onnx in {node.op_type for node in onnx.load_from_string(found.model).graph.node}
         assert row.kernel in found.running
     # One QuantizeLinear where floats come in, at most one DequantizeLinear where they go out: codes all the way.
-    assert found.running["QuantizeLinear"] == 1
+    assert found.running["QuantizeLinear"] == 1 + found.running["Softmax"]
     assert found.running["DequantizeLinear"] <= 1
     assert found.coverage.integer_mac_share == 1
 
@@ -110,7 +125,7 @@ def test_the_reference_gives_the_kernels_codes(row):
     for layer in own:
         assert layer.max_step <= (0 if row.exact else 1)
         assert layer.exact == (row.exact and row.role is not Role.CLIP)
-    if row.role in (Role.WEIGHTED, Role.ARITHMETIC):
+    if row.role in (Role.WEIGHTED, Role.PRODUCT, Role.LOOKUP, Role.ARITHMETIC):
         assert own
 
 

@@ -278,19 +278,32 @@ def test_float_readers_of_an_integer_value_read_what_there_is():
 
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_a_transformer_block(norm_first):
-    """Linear layers run in integers; layer norm, softmax, the attention's products and the residuals in float32."""
+    """Linear layers and the attention's products run in integers; layer norm, softmax and residuals in float32."""
     torch.manual_seed(0)
     block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first, activation="gelu")
     last = nn.LayerNorm(16) if norm_first else nn.Identity()
     found = build(nn.Sequential(block, last, nn.Linear(16, 4)), SEQUENCES)
-    check(found, share=0.85, sqnr=35)
+    check(found, sqnr=35)
     kernels = found.kernels
     assert kernels["QGemm"] == 5
+    assert kernels["MatMulIntegerToFloat"] == kernels["QLinearMatMul"] == 1
     assert kernels["LayerNormalization"] == 2 + norm_first
     assert kernels["Softmax"] == kernels["Gelu"] == 1
     assert kernels["Add"] == 2
-    assert not {"Gemm", "FusedGemm", "QLinearAdd", "QLinearMul"} & set(kernels)
-    assert {layer.op for layer in found.coverage.layers if not layer.integer} == {"MatMul"}
+    assert not {"Gemm", "FusedGemm", "MatMul", "QLinearAdd", "QLinearMul", "Mul"} & set(kernels)
+    assert {layer.op for layer in found.coverage.layers if not layer.integer} == {
+        "LayerNormalization", "Softmax", "Gelu"
+    }  # fmt: skip
+
+
+def test_products_kept_in_float32_by_name():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    found = build(nn.Sequential(block, nn.Linear(16, 4)), SEQUENCES, keep_float=("*attention*",))
+    check(found, share=0.7, sqnr=30)
+    assert found.kernels["MatMul"] == 2
+    kept = {layer.reason for layer in found.coverage.layers if layer.op == "MatMul"}
+    assert kept == {"not every input and output is quantized, so it is not fused to MatMulIntegerToFloat"}
 
 
 # ---------------------------------------------------------------------------------------------------------- keep_float

@@ -27,6 +27,7 @@ BINARY = ("a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "y_scale", "y_zero
 UNARY = ("a", "a_scale", "a_zero", "y_scale", "y_zero")
 LAYER = ("a", "a_scale", "a_zero", "w", "w_scale", "w_zero", "y_scale", "y_zero")
 GEMM = (*LAYER[:6], "", *LAYER[6:])  # without a bias
+TO_FLOAT = ("a", "w", "a_scale", "w_scale", "a_zero", "w_zero")
 PRECISE = {"session.x64quantprecision": "1"}
 Answers = Callable[[str], dict[str, np.ndarray]]
 
@@ -90,6 +91,8 @@ def identical() -> dict[str, Question]:
             f"depthwise{i}": convolution(rng.integers(-127, 128, (16, 1, 3, 3)), 2e3, image(rng), 7 + i, group=16),
             f"matmul{i}": product("QLinearMatMul", LAYER, rng.integers(-64, 65, (37, 33)), 3e3, rows),
             f"gemm{i}": product("QGemm", GEMM, rng.integers(-64, 65, (37, 33)), 3e3, rows),
+            f"two activations{i}": activations("QLinearMatMul", LAYER, rng, y_scale=np.float32(20 + i)),
+            f"two activations to float{i}": activations("MatMulIntegerToFloat", TO_FLOAT, rng),
         }
     return found
 
@@ -115,6 +118,16 @@ def largest() -> dict[str, Question]:
         "depthwise": conv(full[:, :1], group=16),
         "matmul": matmul("QLinearMatMul", LAYER),
         "matmul, precise": matmul("QLinearMatMul", LAYER, options=PRECISE),
+        "two activations": Question(
+            "QLinearMatMul",
+            LAYER,
+            {"a": row.astype(np.uint8), "w": (2 * matrix + 1).astype(np.uint8)},
+            {
+                **dict.fromkeys(("a_scale", "w_scale"), np.float32(1)),
+                **dict.fromkeys(("a_zero", "w_zero", "y_zero"), np.uint8(0)),
+                "y_scale": np.float32(128 * 255**2 / 200),
+            },
+        ),
         "gemm": matmul("QGemm", GEMM),
         "gemm, precise": matmul("QGemm", GEMM, options=PRECISE),
     }
@@ -152,6 +165,14 @@ def convolution(weight, y_scale, codes, y_zero, *, group=1, unsigned=False, opti
 def product(operator: str, inputs: tuple[str, ...], weight, y_scale, codes, options=None) -> Question:
     """QLinearMatMul or QGemm of codes [N, K] and weights [K, M], a_scale = w_scale = 1, zero points 0."""
     return Question(operator, inputs, {"a": codes.astype(np.uint8)}, layer(weight, y_scale, 0), options=options or {})
+
+
+def activations(operator: str, inputs: tuple[str, ...], rng: np.random.Generator, **others: Any) -> Question:
+    """A product of two tensors of uint8 codes, [2, 3, N, K] and [2, 3, K, M], as in attention."""
+    a, b = (rng.integers(0, 256, (2, 3, *shape), dtype=np.uint8) for shape in ((19, 37), (37, 23)))
+    scales = {"a_scale": np.float32(0.031), "w_scale": np.float32(0.047), "y_zero": np.uint8(119)}
+    values = {**scales, "a_zero": np.uint8(128), "w_zero": np.uint8(97), **others}
+    return Question(operator, inputs, {"a": a, "w": b}, {k: v for k, v in values.items() if k in inputs})
 
 
 def layer(weight: np.ndarray, y_scale: float, y_zero: int, unsigned: bool = False) -> Mapping[str, Any]:

@@ -66,6 +66,25 @@ def test_products_that_can_saturate_are_found_however_they_are_written(name):
     assert examine(PRODUCTS[name], w=harmless, wt=harmless.T.copy()).saturation == ()
 
 
+def two_activations(zero: np.integer[Any]) -> list[onnx.NodeProto]:
+    """A product of two activations, the second one's codes of the type of ``zero``."""
+    second = "bz" if zero.dtype == np.int8 else "z"
+    return [
+        IN[0], IN[1], node("QuantizeLinear", f"x2 s {second}", "bq"), node("DequantizeLinear", f"bq s {second}", "bd"),
+        node("Transpose", "bd", "bt", perm=[1, 0]), node("QuantizeLinear", f"bt s {second}", "btq"),
+        node("DequantizeLinear", f"btq s {second}", "btd"), node("MatMul", "xd btd", "o"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("writes", ["codes", "float32"])
+def test_a_product_of_two_activations_is_proven_by_their_type_alone(writes):
+    """Codes of uint8 are multiplied in 16 bits and added in 32: nothing need be known of them."""
+    out = OUT if writes == "codes" else [node("Identity", "o", "y")]
+    assert examine([*two_activations(np.uint8(0)), *out]) == Portability()
+    (found,) = examine([*two_activations(np.int8(0)), *out], bz=np.int8(0)).saturation
+    assert found.worst == 256
+
+
 SUMS = {
     "described": [*IN2, node("Add", "xd x2d", "o"), *OUT],
     "before a ReLU": [*IN2, node("Add", "xd x2d", "a"), node("Relu", "a", "o"), *OUT],
