@@ -11,6 +11,7 @@ import torch
 from onnxscript import opset21 as op
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.graph import recurrent  # noqa: F401  (defines qdeploy::lstm)
 from qdeploy.quant import ops
 
 aten = torch.ops.aten
@@ -23,6 +24,7 @@ def translations() -> dict[Any, Any]:
     return {
         ops.quantize._opoverload: _quantize,
         ops.dequantize._opoverload: _dequantize,
+        torch.ops.qdeploy.lstm.default: _lstm,
         aten.conv1d.default: _conv,
         aten.conv2d.default: _conv,
         aten.conv1d.padding: _conv_with_named_padding,
@@ -57,6 +59,17 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
     if axis < 0:
         return op.DequantizeLinear(codes, scale, zero_point)
     return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
+
+
+def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias: Any, bidirectional: bool) -> Any:
+    """LSTM. Its weights are stored as rows; constants.fold stores them in this shape."""
+    directions, hidden = 1 + bidirectional, int(weight_hh.shape[1])
+    w, r = (
+        op.Reshape(rows, op.Constant(value_ints=[directions, 4 * hidden, int(rows.shape[1])]))
+        for rows in (weight_ih, weight_hh)
+    )
+    direction = "bidirectional" if bidirectional else "forward"
+    return op.LSTM(x, w, r, bias, hidden_size=hidden, direction=direction)
 
 
 def _conv(
