@@ -11,8 +11,8 @@ import torch
 from onnxscript import opset21 as op
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.graph import recurrent  # noqa: F401  (defines qdeploy::lstm)
-from qdeploy.quant import ops
+from qdeploy.export import microsoft
+from qdeploy.quant import dynamic, ops
 
 aten = torch.ops.aten
 
@@ -25,6 +25,8 @@ def translations() -> dict[Any, Any]:
         ops.quantize._opoverload: _quantize,
         ops.dequantize._opoverload: _dequantize,
         torch.ops.qdeploy.lstm.default: _lstm,
+        dynamic.dynamic_lstm._opoverload: _dynamic_lstm,
+        dynamic.dynamic_linear._opoverload: _dynamic_linear,
         aten.conv1d.default: _conv,
         aten.conv2d.default: _conv,
         aten.conv1d.padding: _conv_with_named_padding,
@@ -70,6 +72,22 @@ def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias: Any, bidirectional: bool
     )
     direction = "bidirectional" if bidirectional else "forward"
     return op.LSTM(x, w, r, bias, hidden_size=hidden, direction=direction)
+
+
+def _dynamic_lstm(
+    x: Any, w_codes: Any, w_scale: Any, r_codes: Any, r_scale: Any, bias: Any, bidirectional: bool
+) -> Any:
+    """DynamicQuantizeLSTM, which takes no weights without zero points."""
+    zeros = op.Constant(value=ir.tensor(np.zeros(tuple(map(int, w_scale.shape)), np.int8)))
+    absent = [None] * 4  # lengths, initial states and peepholes
+    return microsoft.DynamicQuantizeLSTM(
+        x, w_codes, r_codes, bias, *absent, w_scale, zeros, r_scale, zeros, hidden_size=int(r_codes.shape[1]),
+        direction="bidirectional" if bidirectional else "forward",
+    )  # fmt: skip
+
+
+def _dynamic_linear(x: Any, codes: Any, scale: Any, bias: Any) -> Any:
+    return microsoft.DynamicQuantizeMatMul(x, codes, scale, None, bias)
 
 
 def _conv(

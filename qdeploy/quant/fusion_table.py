@@ -16,6 +16,7 @@ class Role(Enum):
 
     WEIGHTED = "weighted"  # multiplies by stored weights: the integer kernels worth having
     ARITHMETIC = "arithmetic"  # computes on codes when all inputs and the output are quantized
+    DYNAMIC = "dynamic"  # multiplies by stored weights; its kernel quantizes what it reads, with the range of the call
     MOVE = "move"  # only moves values: its output has the codes, scale and zero point of its input
     CLIP = "clip"  # a range: that of the quantizer behind it, which costs nothing, or else a Clip of its codes
     FLOAT = "float"  # no integer kernel
@@ -37,6 +38,10 @@ TABLE = (
     Row("aten.conv2d", "Conv", Role.WEIGHTED, "QLinearConv", "Conv between Q/DQ with an int8 weight is QLinearConv."),
     Row("aten.conv1d", "Conv", Role.WEIGHTED, "QLinearConv", "QLinearConv takes one spatial axis as well."),
     Row("aten.linear", "Gemm", Role.WEIGHTED, "QGemm", "A 2-D Gemm is QGemm, with or without an output quantizer."),
+    Row(
+        "qdeploy.lstm", "LSTM", Role.DYNAMIC, "DynamicQuantizeLSTM",
+        "The one integer LSTM, with int8 weights; it quantizes its inputs and states itself.", False,
+    ),
     Row("aten.add", "Add", Role.ARITHMETIC, "QLinearAdd", "Add of two quantized tensors is QLinearAdd."),
     Row("aten.mul", "Mul", Role.ARITHMETIC, "QLinearMul", "Mul of two quantized tensors is QLinearMul."),
     Row("aten.cat", "Concat", Role.ARITHMETIC, "QLinearConcat", "QLinearConcat requantizes every input.", False),

@@ -19,7 +19,8 @@ from qdeploy.core import saturation
 from qdeploy.core import scheme as schemes
 from qdeploy.core.scheme import QScheme
 from qdeploy.graph.layers import LAYER
-from qdeploy.graph.operators import argument, is_tensor, operator_name, shape_of, stored
+from qdeploy.graph.operators import argument, is_operator, is_tensor, operator_name, shape_of, stored
+from qdeploy.graph.recurrent import LSTM
 from qdeploy.quant.fusion_table import BY_ATEN, Role
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qdeploy.quant.rules import LayerSchemes, matching
@@ -35,6 +36,7 @@ _GEMM_ACTIVATIONS = frozenset(
     f"aten.{name}"
     for name in ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "hardsigmoid", "softplus", "threshold")
 )
+_NOT_DYNAMIC = "ranges are found at run time, and no convolution of onnxruntime's CPU provider has them fused in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,33 @@ class QuantizedLayer:
     exempt: bool = False  # kept wider than the other layers by default, so in training it gets a plain fake quantizer
 
     @property
+    def layer(self) -> str:
+        """The name of the layer that the weight belongs to: an LSTM has two weights, and every other layer one."""
+        return str(self.node.meta[LAYER])
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it multiplies an LSTM's input or states."""
+        return is_operator(self.node, LSTM)
+
+    @property
+    def of_states(self) -> bool:
+        """Whether it multiplies an LSTM's own hidden states."""
+        return self.recurrent and argument(self.node, 2, "weight_hh") is self.weight_call
+
+    @property
+    def groups(self) -> int:
+        """How many parts of its output channels multiply inputs of their own: the directions of hidden states."""
+        if self.recurrent:
+            return 2 if self.of_states and argument(self.node, 4, "bidirectional") else 1
+        return 1 if operator_name(self.node) == "aten.linear" else int(argument(self.node, 6, "groups", 1))
+
+    @property
+    def size(self) -> int:
+        """How many weights an output channel has."""
+        return math.prod(shape_of(self.weight_call)[1:])
+
+    @property
     def weight_path(self) -> str:
         """Where the float32 weight lies in the graph, until codes take its place."""
         (weight,) = self.weight_call.all_input_nodes
@@ -63,9 +92,8 @@ class QuantizedLayer:
         """What pairs of its weights may sum to at most (core/saturation.py); None where its codes cannot reach that."""
         reads, scheme = self.input.scheme if self.input else schemes.activation(), self.weight.scheme
         limit = saturation.pair_limit(reads.qmax)
-        groups = 1 if operator_name(self.node) == "aten.linear" else int(argument(self.node, 6, "groups", 1))
         shape = shape_of(self.weight_call)
-        if saturation.is_depthwise(tuple(shape), groups) or 2 * max(scheme.qmax, -scheme.qmin) <= limit:
+        if saturation.is_depthwise(tuple(shape), self.groups) or 2 * max(scheme.qmax, -scheme.qmin) <= limit:
             return None
         return limit
 
@@ -81,7 +109,7 @@ class Placement:
 
 def place(
     graph_module: fx.GraphModule, *, weight: QScheme | None = None, activation: QScheme | None = None,
-    layers: Mapping[str, LayerSchemes] | None = None, keep_float: Sequence[str] = (),
+    layers: Mapping[str, LayerSchemes] | None = None, keep_float: Sequence[str] = (), dynamic: bool = False,
 ) -> Placement:  # fmt: skip
     """Insert quantizers into a captured, folded, normalized graph, in place. They are the identity until calibrated.
 
@@ -90,42 +118,56 @@ def place(
     reads it: sums and means are cheap, and what they lose is lost for all that follows.
 
     A value that a float32 operator computes is quantized for its integer readers only; its float32 readers keep it as
-    it is. ``keep_float``: glob patterns of layer names that stay in float32.
+    it is. ``keep_float``: glob patterns of layer names that stay in float32. ``dynamic``: linear layers quantize what
+    they read when they run, with its range there; layers that cannot stay in float32.
     """
     weight, activation = weight or schemes.weight(), activation or schemes.activation()
-    decision = _decide(graph_module.graph, keep_float)
+    decision = _decide(graph_module.graph, keep_float, dynamic=dynamic)
     nodes = _weighted(graph_module.graph, decision)
     wanted = {node: LayerSchemes(weight, activation) for node in nodes}
     wanted |= {node: layers[node.meta[LAYER]] for node in nodes if layers and node.meta[LAYER] in layers}
     placement = Placement(float_layers=decision.reasons)
     quantized = _insert_activation_quantizers(graph_module, decision, _demands(wanted, decision), placement)
     for node in nodes:
-        quantizer = WeightQuantizer(f"{node.meta[LAYER]}.weight", wanted[node].weight)
-        weight_node = argument(node, 1, "weight")
-        call = _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", quantizer, weight_node, [node])
-        layer = QuantizedLayer(node.meta[LAYER], node, quantizer, call, quantized[node], wanted[node].exempt)
-        placement.layers.append(layer)
+        for kind, weight_node in _weights(node):
+            path = f"{node.meta[LAYER]}.{kind}"
+            quantizer = WeightQuantizer(path, wanted[node].weight)
+            call = _insert_module(graph_module, f"{path}_quantizer", quantizer, weight_node, [node])
+            name = path if is_operator(node, LSTM) else node.meta[LAYER]
+            layer = QuantizedLayer(name, node, quantizer, call, quantized.get(node), wanted[node].exempt)
+            placement.layers.append(layer)
     graph_module.graph.lint()
     graph_module.recompile()
     return placement
 
 
-def weighted_layers(graph_module: fx.GraphModule, keep_float: Sequence[str] = ()) -> list[str]:
+def _weights(node: fx.Node) -> list[tuple[str, fx.Node]]:
+    """The stored weights of a layer, by what they are called."""
+    if is_operator(node, LSTM):
+        return [("weight_ih", argument(node, 1, "weight_ih")), ("weight_hh", argument(node, 2, "weight_hh"))]
+    return [("weight", argument(node, 1, "weight"))]
+
+
+def weighted_layers(
+    graph_module: fx.GraphModule, keep_float: Sequence[str] = (), *, dynamic: bool = False
+) -> list[str]:
     """The names of the layers that ``place`` would give quantized weights, in the order of the graph.
 
     QDeployError: a pattern of ``keep_float`` that matches no layer.
     """
-    everything = [node.meta[LAYER] for node in _weighted(graph_module.graph, _decide(graph_module.graph, ()))]
+    graph = graph_module.graph
+    everything = [node.meta[LAYER] for node in _weighted(graph, _decide(graph, (), dynamic=dynamic))]
     for pattern in keep_float:
         matching(pattern, everything)
-    decision = _decide(graph_module.graph, keep_float)
-    return [node.meta[LAYER] for node in _weighted(graph_module.graph, decision)]
+    return [node.meta[LAYER] for node in _weighted(graph, _decide(graph, keep_float, dynamic=dynamic))]
 
 
 def _demands(wanted: Mapping[fx.Node, LayerSchemes], decision: _Decision) -> dict[fx.Node, QScheme]:
     """The codes that layers with weights want of the values that they read, by the value that carries the quantizer."""
     found: dict[fx.Node, QScheme] = {}
     for node, layer in wanted.items():
+        if not decision.has(node, Role.WEIGHTED):
+            continue
         value = node.args[0]
         while decision.has(value, Role.MOVE):  # type: ignore[arg-type]
             value = _operands(value)[0]  # type: ignore[arg-type]
@@ -147,16 +189,18 @@ class _Decision:
         return self.has(node, Role.WEIGHTED, Role.ARITHMETIC)
 
 
-def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
+def _decide(graph: fx.Graph, keep_float: Sequence[str], *, dynamic: bool) -> _Decision:
     """Which operators become integer kernels: the largest set in which every arithmetic one has integers on both sides.
 
     Starts with all candidates and removes those that fail until nothing changes.
     """
     decision = _Decision()
     for node in graph.nodes:
-        if node.op != "call_function" or not is_tensor(node) or not node.all_input_nodes:
+        if node.op != "call_function" or not node.all_input_nodes:
             continue
-        decision.roles[node], reason = _role(node, keep_float)
+        if not is_tensor(node) and operator_name(node) not in BY_ATEN:
+            continue
+        decision.roles[node], reason = _role(node, keep_float, dynamic=dynamic)
         if reason:
             decision.reasons[node.meta[LAYER]] = reason
     changed = True
@@ -169,17 +213,23 @@ def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
     return decision
 
 
-def _role(node: fx.Node, keep_float: Sequence[str]) -> tuple[Role, str]:
+def _role(node: fx.Node, keep_float: Sequence[str], *, dynamic: bool) -> tuple[Role, str]:
     """The role that the table gives a node, unless its arguments rule it out: then FLOAT, and why."""
     row = BY_ATEN.get(operator_name(node))
     if row is None:
         source = node.args[0] if operator_name(node) == "getitem" else node  # one result of an operator with several
         assert isinstance(source, fx.Node)
+        if operator_name(source) in BY_ATEN:
+            return Role.FLOAT, ""
         return Role.FLOAT, f"{operator_name(source)} has no integer kernel in onnxruntime's CPU provider"
     if any(fnmatch.fnmatchcase(node.meta[LAYER], pattern) for pattern in keep_float):
         return Role.FLOAT, "kept in float32 by the recipe"
     objection = _objection(node, row.role)
-    return (Role.FLOAT, objection) if objection else (row.role, "")
+    if objection:
+        return Role.FLOAT, objection
+    if row.role is Role.WEIGHTED and dynamic:
+        return (Role.DYNAMIC, "") if is_operator(node, "aten.linear") else (Role.FLOAT, _NOT_DYNAMIC)
+    return row.role, ""
 
 
 def _objection(node: fx.Node, role: Role) -> str:
@@ -253,7 +303,8 @@ def _insert_activation_quantizers(
         for user in users:
             user.replace_input_with(value, call)
         quantizer_of[value] = quantizer_of[call] = quantizer
-    return {node: quantizer_of[node.args[0]] for node in _weighted(graph, decision)}  # type: ignore[index]
+    weighted = [node for node in _weighted(graph, decision) if decision.has(node, Role.WEIGHTED)]
+    return {node: quantizer_of[node.args[0]] for node in weighted}  # type: ignore[index]
 
 
 def _values_to_quantize(graph: fx.Graph, decision: _Decision) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -304,7 +355,7 @@ def _behind_clips(node: fx.Node, decision: _Decision) -> fx.Node:
 
 
 def _weighted(graph: fx.Graph, decision: _Decision) -> list[fx.Node]:
-    return [node for node in graph.nodes if decision.has(node, Role.WEIGHTED)]
+    return [node for node in graph.nodes if decision.has(node, Role.WEIGHTED, Role.DYNAMIC)]
 
 
 def is_clip(node: fx.Node) -> bool:

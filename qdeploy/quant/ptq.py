@@ -89,7 +89,7 @@ def round_weights(
         if progress is not None:
             progress(layer.name)
         weight = tensor_at(graph_module, layer.weight_path).detach().cpu().numpy()
-        bias = layer_bias(graph_module, layer.node)
+        bias = layer_bias(graph_module, layer)
         layer.weight.set(quantize_weight(weight, bias, layer, solve, observer=weight_observer, seed=seed))
 
 

@@ -186,7 +186,7 @@ def _settle(graph_module: fx.GraphModule, layer: QuantizedLayer, start: float) -
     """
     weight = tensor_at(graph_module, layer.weight_path).detach().cpu()
     codes = layer.weight.fake.quantized(weight)  # type: ignore[union-attr,operator]
-    bias = layer_bias(graph_module, layer.node)
+    bias = layer_bias(graph_module, layer)
     scale, real = codes.scale.astype(np.float64), weight.numpy()
     norm = _norm_behind(graph_module, layer.node)
     if norm is not None:
