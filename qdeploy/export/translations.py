@@ -75,19 +75,18 @@ def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias: Any, bidirectional: bool
 
 
 def _dynamic_lstm(
-    x: Any, w_codes: Any, w_scale: Any, r_codes: Any, r_scale: Any, bias: Any, bidirectional: bool
-) -> Any:
-    """DynamicQuantizeLSTM, which takes no weights without zero points."""
-    zeros = op.Constant(value=ir.tensor(np.zeros(tuple(map(int, w_scale.shape)), np.int8)))
+    x: Any, w_codes: Any, w_scale: Any, w_zero_point: Any, r_codes: Any, r_scale: Any, r_zero_point: Any, bias: Any,
+    bidirectional: bool,
+) -> Any:  # fmt: skip
     absent = [None] * 4  # lengths, initial states and peepholes
     return microsoft.DynamicQuantizeLSTM(
-        x, w_codes, r_codes, bias, *absent, w_scale, zeros, r_scale, zeros, hidden_size=int(r_codes.shape[1]),
-        direction="bidirectional" if bidirectional else "forward",
+        x, w_codes, r_codes, bias, *absent, w_scale, w_zero_point, r_scale, r_zero_point,
+        hidden_size=int(r_codes.shape[1]), direction="bidirectional" if bidirectional else "forward",
     )  # fmt: skip
 
 
-def _dynamic_linear(x: Any, codes: Any, scale: Any, bias: Any) -> Any:
-    return microsoft.DynamicQuantizeMatMul(x, codes, scale, None, bias)
+def _dynamic_linear(x: Any, codes: Any, scale: Any, zero_point: Any, bias: Any) -> Any:
+    return microsoft.DynamicQuantizeMatMul(x, codes, scale, zero_point, bias)
 
 
 def _conv(

@@ -18,20 +18,23 @@ from qdeploy.quant.quantizer import StoredWeight
 
 
 @torch.library.custom_op("qdeploy::dynamic_linear", mutates_args=())
-def dynamic_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """``x`` [N, K] quantized with its own range, times int8 ``codes`` [K, M] of ``scale`` [M], plus ``bias`` [M]."""
+def dynamic_linear(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None) -> Tensor:
+    """``x`` [N, K] quantized with its own range, times int8 ``codes`` [K, M] of ``scale`` [M], plus ``bias`` [M].
+
+    Zero points are zeros, here and below: they are arguments because the operators of the artifact have them.
+    """
     return _product(x, codes, scale) + (0.0 if bias is None else bias)
 
 
 @dynamic_linear.register_fake
-def _(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], codes.shape[1])
 
 
 @torch.library.custom_op("qdeploy::dynamic_lstm", mutates_args=())
 def dynamic_lstm(
-    x: Tensor, w_codes: Tensor, w_scale: Tensor, r_codes: Tensor, r_scale: Tensor, bias: Tensor | None,
-    bidirectional: bool,
+    x: Tensor, w_codes: Tensor, w_scale: Tensor, w_zero_point: Tensor, r_codes: Tensor, r_scale: Tensor,
+    r_zero_point: Tensor, bias: Tensor | None, bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """``qdeploy::lstm`` on int8 codes [D, I, 4 * H] and [D, H, 4 * H] with scales [D, 4 * H], gates i, o, f, c.
 
@@ -58,8 +61,8 @@ def dynamic_lstm(
 
 @dynamic_lstm.register_fake
 def _(
-    x: Tensor, w_codes: Tensor, w_scale: Tensor, r_codes: Tensor, r_scale: Tensor, bias: Tensor | None,
-    bidirectional: bool,
+    x: Tensor, w_codes: Tensor, w_scale: Tensor, w_zero_point: Tensor, r_codes: Tensor, r_scale: Tensor,
+    r_zero_point: Tensor, bias: Tensor | None, bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     directions, hidden = r_codes.shape[:2]
     last = [x.new_empty(directions, x.shape[1], hidden) for _ in range(2)]
@@ -102,16 +105,16 @@ def _convert_lstm(graph_module: fx.GraphModule, inputs: QuantizedLayer, states: 
 
 def _store(
     graph_module: fx.GraphModule, layer: QuantizedLayer, codes: np.ndarray, scale: np.ndarray
-) -> tuple[fx.Node, fx.Node]:
-    """Put codes in a kernel's layout in the place of a weight's quantizer; the nodes that read them and their scales."""
+) -> list[fx.Node]:
+    """Put codes in a kernel's layout in the place of a weight's quantizer; the nodes that read codes, scales, zero points."""
     path = str(layer.weight_call.target)
     graph_module.add_submodule(path, StoredWeight(codes, scale, layer.weight.scheme))
     made = []
-    for name in ("codes", "scale"):
+    for name in ("codes", "scale", "zero_point"):
         with graph_module.graph.inserting_before(layer.node):
             made.append(graph_module.graph.get_attr(f"{path}.{name}"))
         made[-1].meta["val"] = getattr(graph_module.get_submodule(path), name)
-    return made[0], made[1]
+    return made
 
 
 def _replace(node: fx.Node, target: torch._ops.OpOverload, arguments: tuple[object, ...]) -> None:

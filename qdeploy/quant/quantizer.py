@@ -154,10 +154,13 @@ class StoredWeight(nn.Module):
 
     codes: Tensor
     scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, codes: np.ndarray, scale: np.ndarray, scheme: QScheme) -> None:
         super().__init__()
         self.scheme = scheme
+        # Zeros, but each weight has its own: onnxruntime cannot load what shares them (export/passes/sharing.py).
+        self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
         self.register_buffer("codes", torch.from_numpy(np.ascontiguousarray(codes)))
         self.register_buffer("scale", torch.from_numpy(np.ascontiguousarray(scale)))
 
