@@ -24,7 +24,7 @@ from qdeploy.bench import merge
 from qdeploy.bench import schedule as bench
 from qdeploy.bundle.pack import pack
 from qdeploy.core import plugins, records, sources
-from qdeploy.core.errors import NotRepresentableError, QDeployError
+from qdeploy.core.errors import QDeployError, RefusedError
 from qdeploy.core.files import sha256, write_atomic, write_json
 from qdeploy.core.records import Interval, Layer, Metric, Refusal, Results, Variant
 from qdeploy.core.stages import Folders, Stage, execute, is_done, key_of
@@ -93,24 +93,25 @@ def pending(recipe: Recipe, out: Path) -> list[Stage]:
 
 
 def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
-    """The recipe without the variants that have no exact integer form, and why they have none.
+    """The recipe without the variants that cannot be made, and why they cannot.
 
-    NotRepresentableError: nothing but the baseline is left.
+    RefusedError: nothing but the baseline is left.
     """
-    refusals = []
+    refusals, errors = [], []
     for name, variant in recipe.variants.items():
         try:
             if variant.method == "qat":
                 weights, activations = _trained_widths(recipe, variant)
                 qat.require_widths(variant.fake_quant, weight_bits=weights, activation_bits=activations)
-        except NotRepresentableError as error:
-            refusals.append(Refusal(name, variant.method, error.message))
+                if qat.learns_activations(variant.fake_quant):
+                    qat.require_activations(variant.fake_quant, _placed(recipe, variant).placement)
+        except RefusedError as error:
+            refusals.append(Refusal(name, variant.method, error.message, error.kind))
+            errors.append(error)
     refused = {refusal.name for refusal in refusals}
     variants = {name: variant for name, variant in recipe.variants.items() if name not in refused}
     if refusals and list(variants) == [recipe.baseline]:
-        raise NotRepresentableError(
-            f"Variant {refusals[0].name}: {refusals[0].reason}", "Choose another width or method."
-        )
+        raise type(errors[0])(f"Variant {refusals[0].name}: {refusals[0].reason}", "Choose another width or method.")
     return recipe.model_copy(update={"variants": variants}), tuple(refusals)
 
 
@@ -308,6 +309,7 @@ def _bits(variant: VariantRecipe) -> dict[str, Any]:
     return {
         "weight_bits": variant.weights.bits, "activation_bits": variant.activations.bits,
         "first_last_bits": variant.first_last_bits, "rules": rules, "keep_float": variant.keep_float,
+        "dynamic": variant.activations.range == "dynamic",
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from qdeploy.core.records import Histogram
 from qdeploy.core.scheme import Grid
+from qdeploy.export.same_answers import require_same_answers
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.graph.capture import capture
 from qdeploy.graph.fold import FoldedNorm, fold
@@ -88,7 +89,9 @@ def placed(
         activation_bits=activation_bits, first_last_bits=first_last_bits, rules=rules,
     )  # fmt: skip
     # Batch norms hold the weights from before equalization, so none of them comes back after it.
-    return Placed(graph, place(graph, layers=layers, keep_float=keep_float, dynamic=dynamic), {} if equalized else norms)
+    return Placed(
+        graph, place(graph, layers=layers, keep_float=keep_float, dynamic=dynamic), {} if equalized else norms
+    )
 
 
 def quantized(
@@ -153,8 +156,11 @@ def trained(
 def _artifact(
     graph: fx.GraphModule, placement: Placement, example: Tensor, weights: Mapping[str, np.ndarray], packing: Packing
 ) -> Artifact:
+    model = to_onnx(graph, example, packing=packing)
+    if any(layer.input is None for layer in placement.layers):
+        require_same_answers(graph, model, example)
     return Artifact(
-        to_onnx(graph, example, packing=packing),
+        model,
         weights=_by_layer(placement, weights),
         activations=_activations(placement),
         float_reasons=placement.float_layers,

@@ -42,12 +42,22 @@ def _lstm(
     zeros = x.new_zeros(directions, x.shape[1], hidden)
     parameters: list[Tensor] = []
     for direction in range(directions):
-        parameters += [reordered(weight.chunk(directions)[direction], _TORCH_GATES) for weight in (weight_ih, weight_hh)]
+        parameters += [
+            reordered(weight.chunk(directions)[direction], _TORCH_GATES) for weight in (weight_ih, weight_hh)
+        ]
         if bias is not None:
             parameters += [reordered(half, _TORCH_GATES) for half in bias[direction].chunk(2)]
     # In training mode, in which cuDNN has gradients; without dropout it is the same function.
     y, h, c = aten.lstm.input(
-        x, [zeros, zeros], parameters, bias is not None, 1, 0.0, True, bidirectional, False  # fmt: skip
+        x,
+        [zeros, zeros],
+        parameters,
+        bias is not None,
+        1,
+        0.0,
+        True,
+        bidirectional,
+        False,  # fmt: skip
     )
     return y.reshape(y.shape[0], y.shape[1], directions, hidden).transpose(1, 2), h, c
 
@@ -120,8 +130,9 @@ def _layer(
     w, r, *biases = (torch.cat([reordered(t, _ONNX_GATES) for t in ts]) for ts in by_direction)
     bias = torch.cat([b.unflatten(0, (directions, -1)) for b in biases], dim=1) if biased else None
     value, hidden = value_of(x), r.shape[1]
-    values = value.new_empty((value.shape[0], directions, value.shape[1], hidden)), *(
-        value.new_empty((directions, value.shape[1], hidden)) for _ in range(2)
+    values = (
+        value.new_empty((value.shape[0], directions, value.shape[1], hidden)),
+        *(value.new_empty((directions, value.shape[1], hidden)) for _ in range(2)),
     )
     whole = insert(graph, torch.ops.qdeploy.lstm.default, (), values, before=node, like=node, suffix=name)  # type: ignore[arg-type]
     parameters = [_parameter(graph_module, whole, kind, t) for kind, t in (("weight_ih", w), ("weight_hh", r))]

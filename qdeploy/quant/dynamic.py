@@ -55,7 +55,9 @@ def dynamic_lstm(
             h = o.sigmoid() * c.tanh()
             states.append(h)
         found.append((torch.stack(states[::-1] if d else states), h, c))
-    y, last, cell = (torch.stack(parts, dim=axis) for parts, axis in zip(zip(*found, strict=True), (1, 0, 0), strict=True))
+    y, last, cell = (
+        torch.stack(parts, dim=axis) for parts, axis in zip(zip(*found, strict=True), (1, 0, 0), strict=True)
+    )
     return y, last, cell
 
 
@@ -89,7 +91,9 @@ def convert(graph_module: fx.GraphModule, placement: Placement) -> None:
         elif layer.node.target is torch.ops.aten.linear.default:
             codes = layer.weight.tensor
             arguments = _store(graph_module, layer, codes.codes.T, codes.scale)
-            _replace(layer.node, torch.ops.qdeploy.dynamic_linear.default, (*arguments, argument(layer.node, 2, "bias")))
+            _replace(
+                layer.node, torch.ops.qdeploy.dynamic_linear.default, (*arguments, argument(layer.node, 2, "bias"))
+            )
 
 
 def _convert_lstm(graph_module: fx.GraphModule, inputs: QuantizedLayer, states: QuantizedLayer) -> None:
@@ -103,9 +107,7 @@ def _convert_lstm(graph_module: fx.GraphModule, inputs: QuantizedLayer, states: 
     _replace(inputs.node, torch.ops.qdeploy.dynamic_lstm.default, (*arguments, bias, bidirectional))
 
 
-def _store(
-    graph_module: fx.GraphModule, layer: QuantizedLayer, codes: np.ndarray, scale: np.ndarray
-) -> list[fx.Node]:
+def _store(graph_module: fx.GraphModule, layer: QuantizedLayer, codes: np.ndarray, scale: np.ndarray) -> list[fx.Node]:
     """Put codes in a kernel's layout in the place of a weight's quantizer; the nodes that read codes, scales, zero points."""
     path = str(layer.weight_call.target)
     graph_module.add_submodule(path, StoredWeight(codes, scale, layer.weight.scheme))

@@ -74,10 +74,9 @@ def columns(results: Results) -> tuple[Column, ...]:
 
 
 def _refused(column: Column, refusals: Sequence[Refusal]) -> Iterator[Cell]:
-    """The rows of what has no exact integer form: a name, and words in the place of the metric."""
-    said = {"metric": words.NOT_REPRESENTABLE}
+    """The rows of what was refused: a name, and words in the place of the metric."""
     for refusal in refusals:
-        text = {"variant": refusal.name, "method": refusal.method, **said}.get(column.key, "-")
+        text = {"variant": refusal.name, "method": refusal.method, "metric": refusal.kind}.get(column.key, "-")
         yield Cell(text, tone="" if column.key == "variant" else "muted")
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from qdeploy.core.records import Environment, Interval, Latency, Metric
 
 NO_DIFFERENCE = "no difference"
-NOT_REPRESENTABLE = "not representable"
 NOT_MEASURED = "not measured"
 WITHHELD = "withheld"
 

@@ -49,7 +49,9 @@ def layers_of(model: bytes, found: Coverage) -> tuple[Layer, ...]:
 def _weight_bits(layer: IntegerLayer | DynamicLayer | None) -> int | None:
     """The width at which the codes lie packed in the file; the fewest bits that hold them where a code takes a byte."""
     if isinstance(layer, DynamicLayer):
-        return _bits(np.concatenate([layer.stored[key].reshape(-1) for key in ("w", "r") if key in layer.stored]), layer.bytes)
+        return _bits(
+            np.concatenate([layer.stored[key].reshape(-1) for key in ("w", "r") if key in layer.stored]), layer.bytes
+        )
     weights = [x for x in layer.inputs if x.constant is not None] if layer else []
     return None if not weights or weights[0].constant is None else _bits(weights[0].constant, weights[0].stored)
 

@@ -77,7 +77,11 @@ def parity(model: bytes, batches: Iterable[Feeds], *, float_model: bytes | None 
     dynamic = dynamic_layers(proto)
     runtime = _instrumented(proto, layers, [name for own in dynamic for name in (own.input, own.output)])
     plain = Runtime(proto.SerializeToString())
-    floats = _Floats(float_model, layers, [name for own in dynamic for name in (own.input, own.output)]) if float_model is not None else None
+    floats = (
+        _Floats(float_model, layers, [name for own in dynamic for name in (own.input, own.output)])
+        if float_model is not None
+        else None
+    )
     kernels = kernels_by_layer(onnx.load_from_string(optimized_graph(proto.SerializeToString())), proto)
     results = {layer.name: _result(layer, kernels) for layer in layers}
     for own in dynamic:
@@ -96,7 +100,7 @@ def parity(model: bytes, batches: Iterable[Feeds], *, float_model: bytes | None 
             _compare_dynamic(own, {**feeds, **values}, reals, results[own.name])
     for result in results.values():
         result.sqnr_db, result.sqnr_local_db = result._cumulative.decibels(), result._local.decibels()
-    return Parity(samples, tuple(results.values()))
+    return Parity(samples, tuple(results[node.name] for node in proto.graph.node if node.name in results))
 
 
 def sqnr_db(reference_values: NDArray[Any], noisy: NDArray[Any]) -> float:

@@ -55,7 +55,9 @@ def prove(
     batches = [{name: chosen[i : i + size]} for i in range(0, len(chosen), size)]
     seen = parity(model, batches, float_model=float_model)
     _require_parity(seen)
-    answers = _golden_answers(runtime, {name: runner.preprocess(raw[:GOLDEN], steps)}, 1 if found.answers_alone else GOLDEN)
+    answers = _golden_answers(
+        runtime, {name: runner.preprocess(raw[:GOLDEN], steps)}, 1 if found.answers_alone else GOLDEN
+    )
     golden = {f"input.{name}": raw[:GOLDEN], **{f"output.{key}": value for key, value in answers.items()}}
     exact, close = found.computes_in_integers, CLOSE_CODES if found.answers_alone else CLOSE
     largest = max(float(np.abs(value).max(initial=0.0)) for value in answers.values())
