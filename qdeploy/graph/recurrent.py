@@ -48,17 +48,10 @@ def _lstm(
         if bias is not None:
             parameters += [reordered(half, _TORCH_GATES) for half in bias[direction].chunk(2)]
     # In training mode, in which cuDNN has gradients; without dropout it is the same function.
+    biased, layers, dropout, train, batch_first = bias is not None, 1, 0.0, True, False
     y, h, c = aten.lstm.input(
-        x,
-        [zeros, zeros],
-        parameters,
-        bias is not None,
-        1,
-        0.0,
-        True,
-        bidirectional,
-        False,  # fmt: skip
-    )
+        x, [zeros, zeros], parameters, biased, layers, dropout, train, bidirectional, batch_first
+    )  # fmt: skip
     return y.reshape(y.shape[0], y.shape[1], directions, hidden).transpose(1, 2), h, c
 
 

@@ -55,9 +55,7 @@ def dynamic_lstm(
             h = o.sigmoid() * c.tanh()
             states.append(h)
         found.append((torch.stack(states[::-1] if d else states), h, c))
-    y, last, cell = (
-        torch.stack(parts, dim=axis) for parts, axis in zip(zip(*found, strict=True), (1, 0, 0), strict=True)
-    )
+    y, last, cell = (torch.stack(parts, dim=int(i == 0)) for i, parts in enumerate(zip(*found, strict=True)))
     return y, last, cell
 
 

@@ -111,8 +111,9 @@ class MomentSums:
 def columns(node: fx.Node, x: Tensor, picks: Tensor | None = None) -> Tensor:
     """What each output of a layer multiplies with its weights: [S, groups, K].
 
-    ``x`` is the layer's input, or all hidden states [T, D, N, H] of an LSTM, whose directions are groups; ``picks`` [S] are the numbers of the columns to take, all of them if None. K is in the
-    order of the weights: channels of the group, then the kernel's axes.
+    ``x`` is the layer's input, or all hidden states [T, D, N, H] of an LSTM, whose directions are groups; ``picks`` [S]
+    are the numbers of the columns to take, all of them if None. K is in the order of the weights: channels of the
+    group, then the kernel's axes.
     """
     if is_operator(node, *_ROWS):
         rows = _previous(x).flatten(0, 1) if x.dim() == 4 else x.reshape(-1, 1, x.shape[-1])

@@ -101,12 +101,12 @@ def learns_activations(fake_quant: str) -> bool:
 
 
 def require_activations(fake_quant: str, placement: Placement) -> None:
-    """NotApplicableError if the fake quantizer is about activations, and all that it would train are found at run time."""
+    """NotApplicableError if the fake quantizer is about ranges, and all that it would train are found at run time."""
     trained = [layer for layer in placement.layers if not layer.exempt]
     if learns_activations(fake_quant) and trained and all(layer.input is None for layer in trained):
         raise NotApplicableError(
-            f"{fake_quant} learns ranges of activations, and those that {_and_more(trained)} reads are found at run time "
-            "by its kernel.",
+            f"{fake_quant} learns ranges of activations, and that of what {_and_more(trained)} reads is found at run "
+            "time by its kernel.",
             "Use a fake quantizer of weights, such as lsq.",
         )
 

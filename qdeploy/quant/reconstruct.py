@@ -38,8 +38,8 @@ def reconstruct(
     """Walk a calibrated graph once and give every weight quantizer its codes, in place.
 
     ``informed``: whether rounding is told what the layer's inputs are. ``bias_correction`` shifts biases so that mean
-    outputs stay what they were, of all layers but recurrent ones; rounding then need not care for the means. ``learn_ranges`` sets the activation
-    quantizers' ranges again on the way. ``portable``: see ptq.quantize; codes of rounding that is told nothing are left
+    outputs stay what they were, of all layers but recurrent ones; rounding then need not care for the means.
+    ``learn_ranges`` sets the activation quantizers' ranges again on the way. ``portable``: see ptq.quantize; codes of rounding that is told nothing are left
     to ``constrain_layers``.
     """
     lockstep = Lockstep(graph_module, batches)
@@ -136,7 +136,7 @@ def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int, most: int = C
     try:
         for x, x_hat, share in lockstep.results(layer.node) if layer.of_states else lockstep.pairs(source):
             if layer.of_states:
-                (x, *_), (x_hat, *_) = x, x_hat  # noqa: PLW2901
+                (x, *_), (x_hat, *_) = x, x_hat
             sums.update(x, x_hat, share=share)
         return sums.result()
     except QDeployError as error:

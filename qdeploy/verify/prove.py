@@ -21,8 +21,8 @@ from qdeploy.verify.portability import Portability, portability
 
 PARITY_BATCH = 8
 GOLDEN = 8
-# What golden outputs may differ by, of their size. Float kernels add in an order of their own on every CPU; a thousandth
-# is far above that. Where kernels quantize what such sums give, a last bit may become a code, of 255.
+# What golden outputs may differ by, of their size. Float kernels add in an order of their own on every CPU; a
+# thousandth is far above that. Where kernels quantize what such sums give, a last bit may become a code, of 255.
 CLOSE, CLOSE_CODES = 1e-3, 1e-2
 
 
