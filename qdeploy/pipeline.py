@@ -24,7 +24,7 @@ from qdeploy.bench import merge
 from qdeploy.bench import schedule as bench
 from qdeploy.bundle.pack import pack
 from qdeploy.core import plugins, records, sources
-from qdeploy.core.errors import NotRepresentableError, QDeployError
+from qdeploy.core.errors import QDeployError, RefusedError
 from qdeploy.core.files import sha256, write_atomic, write_json
 from qdeploy.core.records import (
     Contrast,
@@ -112,24 +112,25 @@ def histories(recipe: Recipe, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _representable(recipe: Recipe) -> tuple[Recipe, tuple[Refusal, ...]]:
-    """The recipe without the variants that have no exact integer form, and why they have none.
+    """The recipe without the variants that cannot be made, and why they cannot.
 
-    NotRepresentableError: nothing but the baseline is left.
+    RefusedError: nothing but the baseline is left.
     """
-    refusals = []
+    refusals, errors = [], []
     for name, variant in recipe.variants.items():
         try:
             if variant.method == "qat":
                 weights, activations = _trained_widths(recipe, variant)
                 qat.require_widths(variant.fake_quant, weight_bits=weights, activation_bits=activations)
-        except NotRepresentableError as error:
-            refusals.append(Refusal(name, variant.method, error.message, quantization=variant.describe()))
+                if qat.learns_activations(variant.fake_quant):
+                    qat.require_activations(variant.fake_quant, _placed(recipe, variant).placement)
+        except RefusedError as error:
+            refusals.append(Refusal(name, variant.method, error.message, error.kind, variant.describe()))
+            errors.append(error)
     refused = {refusal.name for refusal in refusals}
     variants = {name: variant for name, variant in recipe.variants.items() if name not in refused}
     if refusals and list(variants) == [recipe.baseline]:
-        raise NotRepresentableError(
-            f"Variant {refusals[0].name}: {refusals[0].reason}", "Choose another width or method."
-        )
+        raise type(errors[0])(f"Variant {refusals[0].name}: {refusals[0].reason}", "Choose another width or method.")
     contrasts = tuple(pair for pair in recipe.contrasts if set(pair) <= set(variants))
     return recipe.model_copy(update={"variants": variants, "contrasts": contrasts}), tuple(refusals)
 
@@ -350,6 +351,7 @@ def _bits(variant: VariantRecipe) -> dict[str, Any]:
     return {
         "weight_bits": variant.weights.bits, "activation_bits": variant.activations.bits,
         "first_last_bits": variant.first_last_bits, "rules": rules, "keep_float": variant.keep_float,
+        "dynamic": variant.activations.range == "dynamic",
     }  # fmt: skip
 
 

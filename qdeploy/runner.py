@@ -917,13 +917,28 @@ def golden_feeds(bundle: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return make_feeds(manifest, {entry["name"]: golden[f"input.{entry['name']}"] for entry in manifest["inputs"]})
 
 
+# Kernels that quantize what they read with the range of the call: an answer depends on all samples of the batch, and on
+# how onnxruntime divides it between threads. What a bundle says of its answers, it says of one sample a call.
+RANGE_OF_THE_CALL = ("DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger", "ConvInteger")
+
+
+def answers_alone(kernels: Iterable[str]) -> bool:
+    """Whether each sample of a model of these kernels is to be run by itself wherever its answers count."""
+    return not set(RANGE_OF_THE_CALL).isdisjoint(kernels)
+
+
 def run_batched(
     run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
     manifest: dict[str, Any],
     feeds: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """All outputs that ``run`` gives for ``feeds`` of any number of samples, also where a model's batch is fixed."""
+    """All outputs that ``run`` gives for ``feeds`` of any number of samples, also where a model's batch is fixed.
+
+    Where answers depend on the batch, each sample is run by itself.
+    """
     samples, step = len(next(iter(feeds.values()))), fixed_batch(manifest)
+    if step is None and answers_alone(layer["kernel"] for layer in (manifest["coverage"] or {}).get("layers", ())):
+        step = 1
     if step is None:
         return run(feeds)
     # The last chunk is filled up with the first samples.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class QDeployError(Exception):
@@ -22,8 +23,22 @@ class QDeployError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
-class NotRepresentableError(QDeployError):
+class RefusedError(QDeployError):
+    """A method that a variant asks for and cannot have: reported in the place of a number, in the words of ``kind``."""
+
+    kind: ClassVar[str]
+
+
+class NotRepresentableError(RefusedError):
     """A method that has no exact integer form at the width that was asked for: refused, never approximated."""
+
+    kind = "not representable"
+
+
+class NotApplicableError(RefusedError):
+    """A method that finds nothing in the model to work on."""
+
+    kind = "not applicable"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -200,7 +200,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A variant of a recipe that has no exact integer form, and why: it is reported and never approximated."""
+    """A variant of a recipe that cannot be made, and why: it is reported and never approximated.
+
+    ``kind``: "not representable" (it has no exact integer form) or "not applicable" (there is nothing for it to do).
+    """
 
     name: str
     method: str

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from qdeploy.core.records import HalfPrecision, Histogram
 from qdeploy.core.scheme import Grid
+from qdeploy.export.same_answers import require_same_answers
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.graph.capture import capture
 from qdeploy.graph.fold import FoldedNorm, fold
@@ -71,25 +72,28 @@ def float32(model: nn.Module, example: Tensor, *, storage: Storage = "float32") 
 def placed(
     model: nn.Module, example: Tensor, *, weight_bits: int = 8, weight_grid: Grid = "midtread",
     activation_bits: int = 8, first_last_bits: int | None = 8, rules: Sequence[Rule] = (),
-    keep_float: Sequence[str] = (), equalized: bool = False,
+    keep_float: Sequence[str] = (), equalized: bool = False, dynamic: bool = False,
 ) -> Placed:  # fmt: skip
     """The model captured, with quantizers where onnxruntime fuses; see quant/rules.py for the bits of each layer.
 
     ``equalized``: cross-layer equalization first (Nagel 2019), which leaves the float32 function as it was.
+    ``dynamic``: linear layers quantize what they read at run time (quant/dynamic.py), and no other layer is quantized.
     """
     graph = capture(model, example)
     norms = fold(graph)
     normalize(graph)
     if equalized:
         equalize(graph)
-    weighted_layers(graph, keep_float)  # refuses a pattern that matches nothing
+    weighted_layers(graph, keep_float, dynamic=dynamic)  # refuses a pattern that matches nothing
     # Of all layers: one that stays in float32 is still the first, and another layer is not.
     layers = layer_schemes(
-        weighted_layers(graph), weight_bits=weight_bits, weight_grid=weight_grid,
+        weighted_layers(graph, dynamic=dynamic), weight_bits=weight_bits, weight_grid=weight_grid,
         activation_bits=activation_bits, first_last_bits=first_last_bits, rules=rules,
     )  # fmt: skip
     # Batch norms hold the weights from before equalization, so none of them comes back after it.
-    return Placed(graph, place(graph, layers=layers, keep_float=keep_float), {} if equalized else norms)
+    return Placed(
+        graph, place(graph, layers=layers, keep_float=keep_float, dynamic=dynamic), {} if equalized else norms
+    )
 
 
 def quantized(
@@ -109,6 +113,7 @@ def quantized(
     rounding: str = "nearest",
     rounding_options: Mapping[str, Any] | None = None,
     equalized: bool = False,
+    dynamic: bool = False,
     bias_correction: bool = False,
     learn_ranges: bool = False,
     portable: bool = True,
@@ -119,7 +124,7 @@ def quantized(
     """The model quantized after training, calibrated on ``batches`` of preprocessed inputs; see quant/ptq.py."""
     made = placed(
         model, example, weight_bits=weight_bits, weight_grid=weight_grid, activation_bits=activation_bits,
-        first_last_bits=first_last_bits, rules=rules, keep_float=keep_float, equalized=equalized,
+        first_last_bits=first_last_bits, rules=rules, keep_float=keep_float, equalized=equalized, dynamic=dynamic,
     )  # fmt: skip
     graph, placement = made.graph, made.placement
     weights = {layer.name: tensor_at(graph, layer.weight_path).detach().numpy() for layer in placement.layers}
@@ -153,9 +158,12 @@ def trained(
 def _artifact(
     graph: fx.GraphModule, placement: Placement, example: Tensor, weights: Mapping[str, np.ndarray], packing: Packing
 ) -> Artifact:
+    model = to_onnx(graph, example, packing=packing)
+    if any(layer.input is None for layer in placement.layers):
+        require_same_answers(graph, model, example)
     return Artifact(
-        to_onnx(graph, example, packing=packing),
-        weights={layer.name: _weights(weights[layer.name], layer.weight) for layer in placement.layers},
+        model,
+        weights=_by_layer(placement, weights),
         activations=_activations(placement),
         float_reasons=placement.float_layers,
     )
@@ -166,9 +174,22 @@ def batches_of(samples: np.ndarray, size: int) -> list[Tensor]:
     return list(torch.split(torch.from_numpy(np.ascontiguousarray(samples)), size))
 
 
-def _weights(weight: np.ndarray, quantizer: Any) -> QuantizedValue:
+def _by_layer(placement: Placement, weights: Mapping[str, np.ndarray]) -> dict[str, QuantizedValue]:
+    """What reports show of each layer's weights: those of an LSTM together."""
+    return {
+        name: _weights(
+            np.concatenate([weights[layer.name].reshape(-1) for layer in layers]), [layer.weight for layer in layers]
+        )
+        for name, layers in {
+            layer.layer: [other for other in placement.layers if other.node is layer.node] for layer in placement.layers
+        }.items()
+    }
+
+
+def _weights(weight: np.ndarray, quantizers: Sequence[Any]) -> QuantizedValue:
     # Channels differ in range; the widest one bounds them all.
-    reach = float(quantizer.scale.max()) * max(quantizer.scheme.qmax, -quantizer.scheme.qmin)
+    quantizer = quantizers[0]
+    reach = max(float(q.scale.max()) * max(q.scheme.qmax, -q.scheme.qmin) for q in quantizers)
     widest = max(reach, float(np.abs(weight).max(initial=0.0)), np.finfo(np.float32).tiny)
     counts, _ = np.histogram(weight, bins=BINS, range=(-widest, widest))
     return QuantizedValue(

@@ -21,7 +21,7 @@ from qdeploy.export.passes import pack_weights as packing_pass
 from qdeploy.export.translations import translations
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.quiet import quiet
-from qdeploy.quant.quantizer import WeightQuantizer
+from qdeploy.quant.quantizer import StoredWeight, WeightQuantizer
 
 OPSET = 21
 
@@ -75,7 +75,7 @@ def _weights(model: ir.Model, graph_module: fx.GraphModule) -> list[tuple[ir.Val
     schemes = {
         f"{path}.codes": module.scheme
         for path, module in graph_module.named_modules(remove_duplicate=False)
-        if isinstance(module, WeightQuantizer)
+        if isinstance(module, WeightQuantizer | StoredWeight)
     }
     return [(value, schemes[name]) for name, value in model.graph.initializers.items() if name in schemes]
 

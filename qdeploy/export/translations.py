@@ -11,7 +11,8 @@ import torch
 from onnxscript import opset21 as op
 
 from qdeploy.core.errors import QDeployError
-from qdeploy.quant import ops
+from qdeploy.export import microsoft
+from qdeploy.quant import dynamic, ops
 
 aten = torch.ops.aten
 
@@ -23,6 +24,9 @@ def translations() -> dict[Any, Any]:
     return {
         ops.quantize._opoverload: _quantize,
         ops.dequantize._opoverload: _dequantize,
+        torch.ops.qdeploy.lstm.default: _lstm,
+        dynamic.dynamic_lstm._opoverload: _dynamic_lstm,
+        dynamic.dynamic_linear._opoverload: _dynamic_linear,
         aten.conv1d.default: _conv,
         aten.conv2d.default: _conv,
         aten.conv1d.padding: _conv_with_named_padding,
@@ -57,6 +61,32 @@ def _dequantize(codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
     if axis < 0:
         return op.DequantizeLinear(codes, scale, zero_point)
     return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
+
+
+def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias: Any, bidirectional: bool) -> Any:
+    """LSTM. Its weights are stored as rows; constants.fold stores them in this shape."""
+    directions, hidden = 1 + bidirectional, int(weight_hh.shape[1])
+    w, r = (
+        op.Reshape(rows, op.Constant(value_ints=[directions, 4 * hidden, int(rows.shape[1])]))
+        for rows in (weight_ih, weight_hh)
+    )
+    direction = "bidirectional" if bidirectional else "forward"
+    return op.LSTM(x, w, r, bias, hidden_size=hidden, direction=direction)
+
+
+def _dynamic_lstm(
+    x: Any, w_codes: Any, w_scale: Any, w_zero_point: Any, r_codes: Any, r_scale: Any, r_zero_point: Any, bias: Any,
+    bidirectional: bool,
+) -> Any:  # fmt: skip
+    absent = [None] * 4  # lengths, initial states and peepholes
+    return microsoft.DynamicQuantizeLSTM(
+        x, w_codes, r_codes, bias, *absent, w_scale, w_zero_point, r_scale, r_zero_point,
+        hidden_size=int(r_codes.shape[1]), direction="bidirectional" if bidirectional else "forward",
+    )  # fmt: skip
+
+
+def _dynamic_linear(x: Any, codes: Any, scale: Any, zero_point: Any, bias: Any) -> Any:
+    return microsoft.DynamicQuantizeMatMul(x, codes, scale, zero_point, bias)
 
 
 def _conv(

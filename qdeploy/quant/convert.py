@@ -12,8 +12,9 @@ from torch import fx
 from qdeploy.core import affine
 from qdeploy.core.errors import QDeployError
 from qdeploy.graph.operators import argument, delete_unused_parameters, stored, tensor_at
+from qdeploy.quant import dynamic
 from qdeploy.quant.placement import Placement, QuantizedLayer, clip_range, is_clip
-from qdeploy.quant.quantizer import ActivationQuantizer, BiasQuantizer
+from qdeploy.quant.quantizer import ActivationQuantizer, BiasQuantizer, WeightQuantizer
 
 INT32_MAX = 2**31 - 1
 
@@ -23,6 +24,8 @@ def convert(graph_module: fx.GraphModule, placement: Placement) -> None:
     for layer in placement.layers:
         if layer.input is not None:
             _convert_bias(graph_module, layer, layer.input)
+    dynamic.convert(graph_module, placement)
+    graph_module.graph.eliminate_dead_code()
     _drop_float_weights(graph_module)
     _absorb_clips(graph_module)
     graph_module.graph.eliminate_dead_code()
@@ -61,15 +64,15 @@ def smallest_scale(codes: np.ndarray, bias: np.ndarray | None, layer: QuantizedL
     return smallest_weight_scale(bias, float(layer.input.dequantize_scale), np.array(products))
 
 
-def layer_bias(graph_module: fx.GraphModule, node: fx.Node) -> np.ndarray | None:
-    """A layer's float32 bias [C_out], or None."""
-    bias = argument(node, 2, "bias")
+def layer_bias(graph_module: fx.GraphModule, layer: QuantizedLayer) -> np.ndarray | None:
+    """A layer's float32 bias [C_out], or None; an LSTM's is added by its kernel as it is, and no weight's affair."""
+    bias = None if layer.recurrent else argument(layer.node, 2, "bias")
     return None if not stored(bias) else tensor_at(graph_module, bias.target).detach().cpu().numpy()
 
 
 def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, source: ActivationQuantizer) -> None:
     """Make a layer's bias int32 codes, and prove that its accumulator stays in int32."""
-    bias = layer_bias(graph_module, layer.node)
+    bias = layer_bias(graph_module, layer)
     codes_bias = None
     if bias is not None:
         scale = (np.float32(source.dequantize_scale.item()) * layer.weight.scale.cpu().numpy()).astype(np.float32)
@@ -99,7 +102,7 @@ def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, source: A
 def _drop_float_weights(graph_module: fx.GraphModule) -> None:
     """A frozen weight quantizer reads no float weight, so the float weight leaves the graph."""
     for node in graph_module.graph.nodes:
-        if node.op == "call_module" and str(node.target).endswith(".weight_quantizer"):
+        if node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), WeightQuantizer):
             node.args = ()
 
 

@@ -18,6 +18,7 @@ class Role(Enum):
     LOOKUP = "lookup"  # picks rows of a stored table: integer codes until they are picked, float32 behind it
     PRODUCT = "product"  # multiplies two activations: an integer kernel wherever both are quantized
     ARITHMETIC = "arithmetic"  # computes on codes when all inputs and the output are quantized
+    DYNAMIC = "dynamic"  # multiplies by stored weights; its kernel quantizes what it reads, with the range of the call
     MOVE = "move"  # only moves values: its output has the codes, scale and zero point of its input
     CLIP = "clip"  # a range: that of the quantizer behind it, which costs nothing, or else a Clip of its codes
     FLOAT = "float"  # no integer kernel
@@ -46,6 +47,10 @@ TABLE = (
     Row(
         "aten.embedding", "Gather", Role.LOOKUP, "Gather",
         "Rows of codes are picked, then multiplied with the scales of the rows.",
+    ),
+    Row(
+        "qdeploy.lstm", "LSTM", Role.DYNAMIC, "DynamicQuantizeLSTM",
+        "The one integer LSTM, with int8 weights; it quantizes its inputs and states itself.", False,
     ),
     Row("aten.add", "Add", Role.ARITHMETIC, "QLinearAdd", "Add of two quantized tensors is QLinearAdd."),
     Row("aten.mul", "Mul", Role.ARITHMETIC, "QLinearMul", "Mul of two quantized tensors is QLinearMul."),

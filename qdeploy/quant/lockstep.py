@@ -77,6 +77,12 @@ class Lockstep:
         for float_values, quantized_values, share in zip(self._float, self._quantized, self.shares, strict=True):
             yield float_values[node], quantized_values[node], share
 
+    @torch.no_grad()
+    def results(self, node: fx.Node) -> Iterator[tuple[Any, Any, float]]:
+        """What the node where both stand will give, as weights and codes are now; nothing moves on."""
+        for float_values, quantized_values, share in zip(self._float, self._quantized, self.shares, strict=True):
+            yield self._run(node, float_values, False), self._run(node, quantized_values, True), share
+
     def parameter(self, node: fx.Node, *, quantized: bool) -> Tensor:
         """A stored tensor, as one of the graphs uses it; read anew each time, as codes come into being at a stop."""
         if node.op == "get_attr":

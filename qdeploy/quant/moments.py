@@ -1,6 +1,7 @@
 """First and second moments of what a layer's weights meet, in the float32 graph and in the quantized one.
 
-A convolution meets the patches of its padded input, a linear layer its rows: the columns. Everything that rounding,
+A convolution meets the patches of its padded input, a linear layer its rows, an LSTM its input of every step and the
+hidden states of the step before: the columns. Everything that rounding,
 its target and a corrected bias need of the calibration data is in their moments, so no activations are kept.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor, fx
 
 from qdeploy.core.errors import QDeployError
 from qdeploy.graph.operators import argument, is_operator, shape_of
+from qdeploy.graph.recurrent import LSTM
 from qdeploy.quant.finite import refusal
 
 Float64 = NDArray[np.float64]
@@ -26,6 +28,8 @@ Float64 = NDArray[np.float64]
 # Columns of a layer that are looked at. Neighbouring patches share most of their pixels: more of them change the
 # moments of a few hundred inputs by less than a percent.
 COLUMNS = 1 << 16
+
+_ROWS = ("aten.linear", LSTM)  # layers whose columns are the rows of what they read
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +109,15 @@ class MomentSums:
 
 
 def columns(node: fx.Node, x: Tensor, picks: Tensor | None = None) -> Tensor:
-    """What each output of a convolution or linear layer multiplies with its weights: [S, groups, K].
+    """What each output of a layer multiplies with its weights: [S, groups, K].
 
-    ``x`` is the layer's input; ``picks`` [S] are the numbers of the columns to take, all of them if None. K is in the
-    order of the weights: channels of the group, then the kernel's axes.
+    ``x`` is the layer's input, or all hidden states [T, D, N, H] of an LSTM, whose directions are groups; ``picks`` [S]
+    are the numbers of the columns to take, all of them if None. K is in the order of the weights: channels of the
+    group, then the kernel's axes.
     """
-    if is_operator(node, "aten.linear"):
-        rows = x.reshape(-1, x.shape[-1])
-        return (rows if picks is None else rows[picks])[:, None]
+    if is_operator(node, *_ROWS):
+        rows = _previous(x).flatten(0, 1) if x.dim() == 4 else x.reshape(-1, 1, x.shape[-1])
+        return rows if picks is None else rows[picks]
     picks = torch.arange(count_columns(node, x)) if picks is None else picks
     window = _Window.of(node)
     pixels = F.pad(x, window.padding).movedim(1, -1)  # [N, *padded, C]: a tap is a row of its own
@@ -126,16 +131,19 @@ def columns(node: fx.Node, x: Tensor, picks: Tensor | None = None) -> Tensor:
     return taken.reshape(len(picks), len(taps), window.groups, -1).permute(0, 2, 3, 1).flatten(2)
 
 
-def groups_and_size(node: fx.Node) -> tuple[int, int]:
-    """How many groups a convolution or linear layer has, and how many weights an output channel of it."""
-    groups = 1 if is_operator(node, "aten.linear") else int(argument(node, 6, "groups", 1))
-    return groups, math.prod(shape_of(argument(node, 1, "weight"))[1:])
+def _previous(states: Tensor) -> Tensor:
+    """The hidden states [T, D, N, H] that each step of an LSTM starts from, [T, N, D, H]: zeros, then those before."""
+    nothing = torch.zeros_like(states[:1, 0])
+    before = [torch.cat([nothing, states[:-1, 0]])]
+    if states.shape[1] > 1:  # the second direction comes from the end
+        before.append(torch.cat([states[1:, 1], nothing]))
+    return torch.stack(before, dim=2)
 
 
 def count_columns(node: fx.Node, x: Tensor) -> int:
     """How many columns an input ``x`` of a layer has: outputs of one channel, over all samples."""
-    if is_operator(node, "aten.linear"):
-        return x.numel() // max(x.shape[-1], 1)
+    if is_operator(node, *_ROWS):
+        return x.numel() // max(x.shape[-1] * (x.shape[1] if x.dim() == 4 else 1), 1)
     return len(x) * math.prod(_Window.of(node).outputs(x))
 
 

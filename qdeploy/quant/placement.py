@@ -20,7 +20,8 @@ from qdeploy.core import saturation
 from qdeploy.core import scheme as schemes
 from qdeploy.core.scheme import QScheme
 from qdeploy.graph.layers import LAYER
-from qdeploy.graph.operators import argument, is_tensor, operator_name, shape_of, stored
+from qdeploy.graph.operators import argument, is_operator, is_tensor, operator_name, shape_of, stored
+from qdeploy.graph.recurrent import LSTM
 from qdeploy.quant.fusion_table import BY_ATEN, Role, reason_without_row
 from qdeploy.quant.quantizer import ActivationQuantizer, WeightQuantizer
 from qdeploy.quant.rules import LayerSchemes, matching
@@ -38,6 +39,7 @@ _GEMM_ACTIVATIONS = frozenset(
     f"aten.{name}"
     for name in ("relu", "leaky_relu", "sigmoid", "tanh", "elu", "selu", "hardsigmoid", "softplus", "threshold")
 )
+_NOT_DYNAMIC = "ranges are found at run time, and no convolution of onnxruntime's CPU provider has them fused in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,33 @@ class QuantizedLayer:
     table: bool = False
 
     @property
+    def layer(self) -> str:
+        """The name of the layer that the weight belongs to: an LSTM has two weights, and every other layer one."""
+        return str(self.node.meta[LAYER])
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it multiplies an LSTM's input or states."""
+        return is_operator(self.node, LSTM)
+
+    @property
+    def of_states(self) -> bool:
+        """Whether it multiplies an LSTM's own hidden states."""
+        return self.recurrent and argument(self.node, 2, "weight_hh") is self.weight_call
+
+    @property
+    def groups(self) -> int:
+        """How many parts of its output channels multiply inputs of their own: the directions of hidden states."""
+        if self.recurrent:
+            return 2 if self.of_states and argument(self.node, 4, "bidirectional") else 1
+        return 1 if operator_name(self.node) == "aten.linear" else int(argument(self.node, 6, "groups", 1))
+
+    @property
+    def size(self) -> int:
+        """How many weights an output channel has."""
+        return math.prod(shape_of(self.weight_call)[1:])
+
+    @property
     def weight_path(self) -> str:
         """Where the float32 weight lies in the graph, until codes take its place."""
         (weight,) = self.weight_call.all_input_nodes
@@ -77,9 +106,8 @@ class QuantizedLayer:
             return None
         reads, scheme = self.input.scheme if self.input else schemes.activation(), self.weight.scheme
         limit = saturation.pair_limit(reads.qmax)
-        groups = 1 if operator_name(self.node) == "aten.linear" else int(argument(self.node, 6, "groups", 1))
         shape = shape_of(self.weight_call)
-        if saturation.is_depthwise(tuple(shape), groups) or 2 * max(scheme.qmax, -scheme.qmin) <= limit:
+        if saturation.is_depthwise(tuple(shape), self.groups) or 2 * max(scheme.qmax, -scheme.qmin) <= limit:
             return None
         return limit
 
@@ -100,7 +128,7 @@ class Placement:
 
 def place(
     graph_module: fx.GraphModule, *, weight: QScheme | None = None, activation: QScheme | None = None,
-    layers: Mapping[str, LayerSchemes] | None = None, keep_float: Sequence[str] = (),
+    layers: Mapping[str, LayerSchemes] | None = None, keep_float: Sequence[str] = (), dynamic: bool = False,
 ) -> Placement:  # fmt: skip
     """Insert quantizers into a captured, folded, normalized graph, in place. They are the identity until calibrated.
 
@@ -109,58 +137,68 @@ def place(
     reads it: sums and means are cheap, and what they lose is lost for all that follows.
 
     A value that a float32 operator computes is quantized for its integer readers only; its float32 readers keep it as
-    it is. ``keep_float``: glob patterns of layer names that stay in float32.
+    it is. ``keep_float``: glob patterns of layer names that stay in float32. ``dynamic``: linear layers quantize what
+    they read when they run, with its range there; layers that cannot stay in float32.
     """
     weight, activation = weight or schemes.weight(), activation or schemes.activation()
-    decision = _decide(graph_module.graph, keep_float)
+    decision = _decide(graph_module.graph, keep_float, dynamic=dynamic)
     nodes = _weighted(graph_module.graph, decision)
     wanted = {node: LayerSchemes(weight, activation) for node in nodes}
     wanted |= {node: layers[node.meta[LAYER]] for node in nodes if layers and node.meta[LAYER] in layers}
     placement = Placement(float_layers=decision.reasons)
     quantized = _insert_activation_quantizers(graph_module, decision, _demands(wanted, decision), placement)
-    tables = {_weight(node).target for node in nodes if decision.has(node, Role.LOOKUP)}
+    tables = {argument(n, 0, "weight").target for n in nodes if decision.has(n, Role.LOOKUP)}
     calls: dict[tuple[Any, QScheme], fx.Node] = {}  # of the quantizers of tables, which all readers share
     for node in nodes:
-        weight_node, scheme = _weight(node), wanted[node].weight
-        key, table = (weight_node.target, scheme), weight_node.target in tables
-        call = calls.get(key)
-        if call is None:
-            made = WeightQuantizer(f"{node.meta[LAYER]}.weight", scheme)
-            call = _insert_module(graph_module, f"{node.meta[LAYER]}.weight_quantizer", made, weight_node, [node])
-            if table:
-                calls[key] = call
-        node.replace_input_with(weight_node, call)
-        quantizer = graph_module.get_submodule(str(call.target))
-        assert isinstance(quantizer, WeightQuantizer)
-        placement.layers.append(
-            QuantizedLayer(
-                node.meta[LAYER], node, quantizer, call, quantized.get(node), exempt=wanted[node].exempt, table=table
+        for kind, weight_node in _weights(node):
+            path, scheme = f"{node.meta[LAYER]}.{kind}", wanted[node].weight
+            key, table = (weight_node.target, scheme), weight_node.target in tables
+            call = calls.get(key)
+            if call is None:
+                made = WeightQuantizer(path, scheme)
+                call = _insert_module(graph_module, f"{path}_quantizer", made, weight_node, [node])
+                if table:
+                    calls[key] = call
+            node.replace_input_with(weight_node, call)
+            quantizer = graph_module.get_submodule(str(call.target))
+            assert isinstance(quantizer, WeightQuantizer)
+            name = path if is_operator(node, LSTM) else node.meta[LAYER]
+            placement.layers.append(
+                QuantizedLayer(name, node, quantizer, call, quantized.get(node), wanted[node].exempt, table)
             )
-        )
     graph_module.graph.lint()
     graph_module.recompile()
     return placement
 
 
-def weighted_layers(graph_module: fx.GraphModule, keep_float: Sequence[str] = ()) -> list[str]:
+def _weights(node: fx.Node) -> list[tuple[str, fx.Node]]:
+    """The stored weights of a layer, or the table of a look-up, by what they are called."""
+    if is_operator(node, LSTM):
+        return [("weight_ih", argument(node, 1, "weight_ih")), ("weight_hh", argument(node, 2, "weight_hh"))]
+    return [("weight", argument(node, 0 if operator_name(node) == LOOKUP else 1, "weight"))]
+
+
+def weighted_layers(
+    graph_module: fx.GraphModule, keep_float: Sequence[str] = (), *, dynamic: bool = False
+) -> list[str]:
     """The names of the layers that ``place`` would give quantized weights, in the order of the graph.
 
     QDeployError: a pattern of ``keep_float`` that matches no layer.
     """
-    whole = _decide(graph_module.graph, ())
+    graph = graph_module.graph
+    whole = _decide(graph, (), dynamic=dynamic)
     products = [node for node in whole.roles if whole.has(node, Role.PRODUCT)]
-    everything = [node.meta[LAYER] for node in (*_weighted(graph_module.graph, whole), *products)]
+    everything = [node.meta[LAYER] for node in (*_weighted(graph, whole), *products)]
     for pattern in keep_float:
         matching(pattern, everything)
-    decision = _decide(graph_module.graph, keep_float)
-    return [node.meta[LAYER] for node in _weighted(graph_module.graph, decision)]
+    return [node.meta[LAYER] for node in _weighted(graph, _decide(graph, keep_float, dynamic=dynamic))]
 
 
 def _demands(wanted: Mapping[fx.Node, LayerSchemes], decision: _Decision) -> dict[fx.Node, QScheme]:
     """The codes that layers with weights want of the values that they read, by the value that carries the quantizer."""
     found: dict[fx.Node, QScheme] = {}
     for node, layer in wanted.items():
-        if decision.has(node, Role.LOOKUP):
+        if not decision.has(node, Role.WEIGHTED):
             continue
         value = node.args[0]
         while decision.has(value, Role.MOVE):  # type: ignore[arg-type]
@@ -183,16 +221,18 @@ class _Decision:
         return self.has(node, Role.WEIGHTED, Role.PRODUCT, Role.ARITHMETIC)
 
 
-def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
+def _decide(graph: fx.Graph, keep_float: Sequence[str], *, dynamic: bool) -> _Decision:
     """Which operators become integer kernels: the largest set in which every arithmetic one has integers on both sides.
 
     Starts with all candidates and removes those that fail until nothing changes.
     """
     decision = _Decision()
     for node in graph.nodes:
-        if node.op != "call_function" or not is_tensor(node) or not node.all_input_nodes:
+        if node.op != "call_function" or not node.all_input_nodes:
             continue
-        decision.roles[node], reason = _role(node, keep_float)
+        if not is_tensor(node) and operator_name(node) not in BY_ATEN:
+            continue
+        decision.roles[node], reason = _role(node, keep_float, dynamic=dynamic)
         if reason:
             decision.reasons[node.meta[LAYER]] = reason
     changed = True
@@ -205,17 +245,23 @@ def _decide(graph: fx.Graph, keep_float: Sequence[str]) -> _Decision:
     return decision
 
 
-def _role(node: fx.Node, keep_float: Sequence[str]) -> tuple[Role, str]:
+def _role(node: fx.Node, keep_float: Sequence[str], *, dynamic: bool) -> tuple[Role, str]:
     """The role that the table gives a node, unless its arguments rule it out: then FLOAT, and why."""
     row = BY_ATEN.get(operator_name(node))
     if row is None:
         source = node.args[0] if operator_name(node) == "getitem" else node  # one result of an operator with several
         assert isinstance(source, fx.Node)
+        if operator_name(source) in BY_ATEN:
+            return Role.FLOAT, ""
         return Role.FLOAT, reason_without_row(operator_name(source))
     if any(fnmatch.fnmatchcase(node.meta[LAYER], pattern) for pattern in keep_float):
         return Role.FLOAT, "kept in float32 by the recipe"
     objection = _objection(node, row.role)
-    return (Role.FLOAT, objection) if objection else (row.role, "")
+    if objection:
+        return Role.FLOAT, objection
+    if row.role is Role.WEIGHTED and dynamic:
+        return (Role.DYNAMIC, "") if is_operator(node, "aten.linear") else (Role.FLOAT, _NOT_DYNAMIC)
+    return row.role, ""
 
 
 def _objection(node: fx.Node, role: Role) -> str:
@@ -224,7 +270,7 @@ def _objection(node: fx.Node, role: Role) -> str:
         bias = argument(node, 2, "bias")
         if not stored(argument(node, 1, "weight")) or not (bias is None or stored(bias)):
             return "its weight is computed, not stored"
-    if role is Role.LOOKUP and not stored(_weight(node)):
+    if role is Role.LOOKUP and not stored(argument(node, 0, "weight")):
         return "its table is computed, not stored"
     if role in (Role.ARITHMETIC, Role.PRODUCT) and any(stored(n) or not is_tensor(n) for n in _operands(node)):
         return "an operand is a constant, not a quantized activation"
@@ -352,14 +398,7 @@ def _behind_clips(node: fx.Node, decision: _Decision) -> fx.Node:
 
 
 def _weighted(graph: fx.Graph, decision: _Decision) -> list[fx.Node]:
-    return [node for node in graph.nodes if decision.has(node, Role.WEIGHTED, Role.LOOKUP)]
-
-
-def _weight(node: fx.Node) -> fx.Node:
-    """The weight of a layer, or the table of a look-up."""
-    weight = argument(node, 0 if operator_name(node) == LOOKUP else 1, "weight")
-    assert isinstance(weight, fx.Node)
-    return weight
+    return [node for node in graph.nodes if decision.has(node, Role.WEIGHTED, Role.LOOKUP, Role.DYNAMIC)]
 
 
 def is_clip(node: fx.Node) -> bool:

@@ -92,7 +92,7 @@ def round_weights(
             continue
         weight = tensor_at(graph_module, layer.weight_path).detach().cpu().numpy()
         decides = placement.deciding(layer)
-        bias = layer_bias(graph_module, decides.node)
+        bias = layer_bias(graph_module, decides)
         layer.weight.set(quantize_weight(weight, bias, decides, solve, observer=weight_observer, seed=seed))
 
 

@@ -7,7 +7,7 @@ graph: codes from the fake quantizers, batch norm folded into scales and biases,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from qdeploy.core import plugins
-from qdeploy.core.errors import QDeployError
+from qdeploy.core.errors import NotApplicableError, QDeployError
 from qdeploy.core.qtensor import QTensor
 from qdeploy.graph.fold import FoldedNorm
 from qdeploy.graph.operators import set_parameter, tensor_at
@@ -93,6 +93,27 @@ def require_widths(fake_quant: str, *, weight_bits: Iterable[int], activation_bi
         method.Weight(torch.tensor([[-1.0, 1.0]]), bits)
     for bits in activation_bits:
         method.Activation(bits, 0.0, 1.0)
+
+
+def learns_activations(fake_quant: str) -> bool:
+    """Whether the fake quantizer is about ranges of activations, so that without any it is not the method."""
+    return bool(getattr(plugins.load("fake quant", fake_quant), "needs_activations", False))
+
+
+def require_activations(fake_quant: str, placement: Placement) -> None:
+    """NotApplicableError if the fake quantizer is about ranges, and all that it would train are found at run time."""
+    trained = [layer for layer in placement.layers if not layer.exempt]
+    if learns_activations(fake_quant) and trained and all(layer.input is None for layer in trained):
+        raise NotApplicableError(
+            f"{fake_quant} learns ranges of activations, and that of what {_and_more(trained)} reads is found at run "
+            "time by its kernel.",
+            "Use a fake quantizer of weights, such as lsq.",
+        )
+
+
+def _and_more(layers: Sequence[QuantizedLayer]) -> str:
+    names = list(dict.fromkeys(layer.layer for layer in layers))
+    return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
 @torch.no_grad()
@@ -190,7 +211,7 @@ def _settle(graph_module: fx.GraphModule, layer: QuantizedLayer, start: float) -
     """
     weight = tensor_at(graph_module, layer.weight_path).detach().cpu()
     codes = layer.weight.fake.quantized(weight)  # type: ignore[union-attr,operator]
-    bias = layer_bias(graph_module, layer.node)
+    bias = layer_bias(graph_module, layer)
     scale, real = codes.scale.astype(np.float64), weight.numpy()
     norm = _norm_behind(graph_module, layer.node)
     if norm is not None:

@@ -149,6 +149,22 @@ class WeightQuantizer(nn.Module):
         return ops.dequantize(self.codes, self.scale, self.zero_point, 0)
 
 
+class StoredWeight(nn.Module):
+    """The codes of a weight and their scales in the layout of a kernel that quantizes what it reads itself."""
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, codes: np.ndarray, scale: np.ndarray, scheme: QScheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+        # Zeros, but each weight has its own: onnxruntime cannot load what shares them (export/passes/sharing.py).
+        self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
+        self.register_buffer("codes", torch.from_numpy(np.ascontiguousarray(codes)))
+        self.register_buffer("scale", torch.from_numpy(np.ascontiguousarray(scale)))
+
+
 class BiasQuantizer(nn.Module):
     """A bias as int32 codes with scale x_scale * w_scale, which integer kernels add to their accumulator."""
 

@@ -18,7 +18,7 @@ from qdeploy.quant.agreement import agree
 from qdeploy.quant.bias_correction import correction, shift_bias
 from qdeploy.quant.convert import layer_bias, smallest_scale
 from qdeploy.quant.lockstep import Lockstep
-from qdeploy.quant.moments import COLUMNS, Moments, MomentSums, groups_and_size
+from qdeploy.quant.moments import COLUMNS, Moments, MomentSums
 from qdeploy.quant.placement import Placement, QuantizedLayer
 from qdeploy.quant.portable import breaks
 from qdeploy.quant.quantizer import ActivationQuantizer
@@ -38,12 +38,13 @@ def reconstruct(
     """Walk a calibrated graph once and give every weight quantizer its codes, in place.
 
     ``informed``: whether rounding is told what the layer's inputs are. ``bias_correction`` shifts biases so that mean
-    outputs stay what they were; rounding then need not care for the means. ``learn_ranges`` sets the activation
-    quantizers' ranges again on the way. ``portable``: see ptq.quantize; codes of rounding that is told nothing are left
-    to ``constrain_layers``.
+    outputs stay what they were, of all layers but recurrent ones; rounding then need not care for the means.
+    ``learn_ranges`` sets the activation quantizers' ranges again on the way. ``portable``: see ptq.quantize; codes of
+    rounding that is told nothing are left to ``constrain_layers``. A table that is looked up, and what shares it, is
+    told nothing.
     """
     lockstep = Lockstep(graph_module, batches)
-    layers = {layer.node: layer for layer in placement.layers}
+    layers = by_node(placement)
     quantizers = _first_calls(graph_module, placement) if learn_ranges else {}
     for node in list(graph_module.graph.nodes):
         if node in quantizers:
@@ -52,23 +53,24 @@ def reconstruct(
             if portable:
                 agree(graph_module, [quantizers[node]])
         elif node in layers:
-            if progress is not None:
-                progress(layers[node].name)
             lockstep.advance(node)
-            layer, weight = layers[node], _weight(graph_module, layers[node])
-            wanted = bias_correction or (informed and not layer.table)
-            moments = _moments(lockstep, layer, seed) if wanted and not layer.is_lookup else None
-            seen = moments if informed else None
-            if seen is not None and bias_correction:
-                seen = seen.centred()
-            if not layer.weight.frozen:
-                decides = placement.deciding(layer)
-                layer.weight.set(quantize_weight(
-                    weight, layer_bias(graph_module, decides.node), decides, solve, observer=weight_observer,
-                    moments=seen, portable=portable and (informed or bias_correction), seed=seed,
-                ))  # fmt: skip
-            if moments is not None and bias_correction:
-                lockstep.shift[node] = _shift(graph_module, layer, weight, moments)
+            for layer in layers[node]:
+                if progress is not None:
+                    progress(layer.name)
+                weight, shifts = _weight(graph_module, layer), bias_correction and not layer.recurrent
+                wanted = shifts or (informed and not layer.table)
+                moments = _moments(lockstep, layer, seed) if wanted and not layer.is_lookup else None
+                seen = moments if informed else None
+                if seen is not None and shifts:
+                    seen = seen.centred()
+                if not layer.weight.frozen:
+                    decides = placement.deciding(layer)
+                    layer.weight.set(quantize_weight(
+                        weight, layer_bias(graph_module, decides), decides, solve, observer=weight_observer,
+                        moments=seen, portable=portable and (informed or shifts), seed=seed,
+                    ))  # fmt: skip
+                if moments is not None and shifts:
+                    lockstep.shift[node] = _shift(graph_module, layer, weight, moments)
     for node, shift in lockstep.shift.items():
         shift_bias(graph_module, node, shift.cpu().numpy())
 
@@ -92,7 +94,15 @@ def constrain_layers(
             continue
         lockstep.advance(layer.node)
         moments = _moments_if_possible(lockstep, layer, seed)
-        make_portable(_weight(graph_module, layer), layer_bias(graph_module, layer.node), layer, moments)
+        make_portable(_weight(graph_module, layer), layer_bias(graph_module, layer), layer, moments)
+
+
+def by_node(placement: Placement) -> dict[fx.Node, list[QuantizedLayer]]:
+    """The layers by their operator: the weights of an LSTM, that of its input first, have one."""
+    found: dict[fx.Node, list[QuantizedLayer]] = {}
+    for layer in placement.layers:
+        found.setdefault(layer.node, []).append(layer)
+    return found
 
 
 def _weight(graph_module: fx.GraphModule, layer: QuantizedLayer) -> np.ndarray:
@@ -116,9 +126,8 @@ def _moments_if_possible(lockstep: Lockstep, layer: QuantizedLayer, seed: int) -
     """The moments, where memory and float32 can hold them: nearest rounding can do without."""
     if not _fits_memory(layer):
         return None
-    _, size = groups_and_size(layer.node)
     try:
-        return _moments(lockstep, layer, seed, most=COLUMNS if size <= MANY_WEIGHTS else COLUMNS // 8)
+        return _moments(lockstep, layer, seed, most=COLUMNS if layer.size <= MANY_WEIGHTS else COLUMNS // 8)
     except QDeployError:
         return None
 
@@ -129,7 +138,9 @@ def _moments(lockstep: Lockstep, layer: QuantizedLayer, seed: int, most: int = C
     source = layer.node.args[0]
     assert isinstance(source, fx.Node)
     try:
-        for x, x_hat, share in lockstep.pairs(source):
+        for x, x_hat, share in lockstep.results(layer.node) if layer.of_states else lockstep.pairs(source):
+            if layer.of_states:
+                (x, *_), (x_hat, *_) = x, x_hat
             sums.update(x, x_hat, share=share)
         return sums.result()
     except QDeployError as error:
@@ -142,14 +153,13 @@ def _fits_memory(layer: QuantizedLayer) -> bool:
 
 
 def _needed_memory(layer: QuantizedLayer) -> int:
-    groups, size = groups_and_size(layer.node)
-    return MATRICES * groups * size**2 * 8
+    return MATRICES * layer.groups * layer.size**2 * 8
 
 
 def _require_memory(layer: QuantizedLayer) -> None:
     """Refuse a layer whose moments this machine cannot hold."""
     if not _fits_memory(layer):
-        (_, size), needed, there = groups_and_size(layer.node), _needed_memory(layer), memory_bytes()
+        size, needed, there = layer.size, _needed_memory(layer), memory_bytes()
         raise QDeployError(
             f"The moments of {layer.name!r}, with {size:,} weights an output channel, take about {needed / 1e9:.0f} GB "
             f"of memory; this machine has {there / 1e9:.0f} GB.",
@@ -160,7 +170,7 @@ def _require_memory(layer: QuantizedLayer) -> None:
 def _shift(graph_module: fx.GraphModule, layer: QuantizedLayer, weight: np.ndarray, moments: Moments) -> Tensor:
     """The correction of a layer's bias; none for a channel whose scale leaves no room for it in int32."""
     shift = correction(weight, layer.weight().cpu().numpy(), moments)
-    bias = layer_bias(graph_module, layer.node)
+    bias = layer_bias(graph_module, layer)
     whole = shift if bias is None else bias + shift
     fits = layer.weight.scale.cpu().numpy() >= smallest_scale(layer.weight.codes.cpu().numpy(), whole, layer)
     return torch.from_numpy(np.where(fits, shift, np.float32(0))).to(layer.weight.scale.device)

@@ -187,12 +187,17 @@ class WeightsRecipe(Strict):
 
 
 class ActivationsRecipe(Strict):
-    """How activations are quantized: unsigned, one scale and zero point a tensor. Further keys are the observer's."""
+    """How activations are quantized: unsigned, one scale and zero point a tensor. Further keys are the observer's.
+
+    ``range: dynamic``: linear layers find the range of what they read when they run, in 8 bits, and convolutions stay
+    in float32. Nothing is calibrated then.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     bits: ActivationBits = 8
     observer: ObserverName = "minmax"
+    range: Literal["static", "dynamic"] = "static"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -306,6 +311,19 @@ class VariantRecipe(Strict):
             raise refuse("a midrise grid of 8 bits leaves int8", "Use midtread, or at most 7 bits.")
         if self.weights.observer == "output" and self.rounding.name == "nearest":
             raise refuse("nearest rounding sees no outputs for weights.observer: output", "Set rounding: gptq, or mse.")
+        return self
+
+    @model_validator(mode="after")
+    def _dynamic_ranges_fit(self) -> VariantRecipe:
+        if self.activations.range == "static":
+            return self
+        if self.method == "qat":
+            raise refuse("a fake quantizer trains ranges: activations.range: dynamic has none", "Use method: ptq.")
+        given = sorted((self.activations.model_fields_set | set(self.activations.options)) - {"range"})
+        if given:
+            raise refuse(f"ranges found at run time take no activations.{given[0]}", "Remove it, or range: dynamic.")
+        if self.learn_ranges:
+            raise refuse("learn_ranges has no ranges to learn where they are found at run time", "Remove one.")
         return self
 
     @property

@@ -85,7 +85,7 @@ def _also(results: Results, style: Scores) -> Iterator[Column]:
 
 
 def _refused(column: Column, refusals: Sequence[Refusal]) -> Iterator[Cell]:
-    """The rows of what has no exact integer form: a name, and words in the place of the metric."""
+    """The rows of what was refused: a name, and words in the place of the metric."""
     for refusal in refusals:
         said = {"variant": refusal.name, "method": refusal.method, "metric": refusal.kind}
         text = said.get(column.key, "-")

@@ -17,7 +17,10 @@ from qdeploy.verify.lookups import LOOKUP, lookup
 from qdeploy.verify.quantized import Quantized, QuantizedValues
 
 # Operators that multiply: the ones whose work is counted in multiply-accumulates.
-MAC_OPERATORS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN")
+MAC_OPERATORS = (
+    *("Conv", "Gemm", "MatMul", "ConvTranspose", "LSTM", "GRU", "RNN"),
+    *("DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

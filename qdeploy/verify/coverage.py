@@ -13,6 +13,7 @@ import onnx
 
 from qdeploy.core.errors import QDeployError
 from qdeploy.quant.fusion_table import FLOAT_ISLANDS, reason_for_float
+from qdeploy.runner import RANGE_OF_THE_CALL, answers_alone
 from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from qdeploy.verify.artifact import MAC_OPERATORS, expose, parse
 
@@ -23,7 +24,7 @@ INTEGER_KERNELS = frozenset((
 ))  # fmt: skip
 # Operators of a running graph that compute nothing in float32: with them and integer kernels alone, every output is
 # a function of integers, so every CPU must give the same bits.
-_INTEGER_GRAPH = INTEGER_KERNELS | {
+_INTEGER_GRAPH = (INTEGER_KERNELS - set(RANGE_OF_THE_CALL)) | {
     *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool"),
     *("QLinearGlobalAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "MaxPool", "NhwcMaxPool", "Transpose"),
     *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Resize", "Concat", "Pad", "Identity"),
@@ -58,6 +59,11 @@ class Coverage:
         return runs_in_integers(self.kernels)
 
     @property
+    def answers_alone(self) -> bool:
+        """Whether an answer depends on what else is in the batch, so that answers are those of one sample a call."""
+        return answers_alone(layer.kernel for layer in self.layers)
+
+    @property
     def integer_mac_share(self) -> float:
         """The share of multiply-accumulates in integer kernels; 0 for a model that multiplies nothing."""
         total = sum(layer.macs for layer in self.layers)
@@ -69,7 +75,7 @@ def coverage(model: bytes) -> Coverage:
     proto = parse(model)
     optimized = onnx.load_from_string(optimized_graph(proto.SerializeToString()))
     kernels = kernels_by_layer(optimized, proto)
-    quantized = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    quantized = any(node.op_type in ("QuantizeLinear", *INTEGER_KERNELS) for node in proto.graph.node)
     macs = layer_macs(proto)
     layers = []
     for node in proto.graph.node:
@@ -145,7 +151,7 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     output, first, second = (
         tuple(size or 1 for size in shapes.get(name, ())) for name in (node.output[0], node.input[0], node.input[1])
     )
-    if node.op_type in ("LSTM", "GRU", "RNN"):
+    if node.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):
         recurrent = shapes.get(node.input[2], ())
         return first[0] * (math.prod(second) + math.prod(recurrent)) if first else 0
     if node.op_type == "ConvTranspose":

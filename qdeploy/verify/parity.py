@@ -23,6 +23,7 @@ from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from qdeploy.verify import reference
 from qdeploy.verify.artifact import IntegerLayer, expose, integer_layers, parse
 from qdeploy.verify.coverage import INTEGER_KERNELS, kernels_by_layer, runs_in_integers
+from qdeploy.verify.dynamic import DynamicLayer, dynamic_layers
 from qdeploy.verify.lookups import LOOKUP
 from qdeploy.verify.quantized import Quantized
 
@@ -74,11 +75,18 @@ def parity(model: bytes, batches: Iterable[Feeds], *, float_model: bytes | None 
     """
     proto = parse(model)
     layers = [layer for layer in integer_layers(proto) if reference.supports(layer)]
-    runtime = _instrumented(proto, layers)
+    dynamic = dynamic_layers(proto)
+    runtime = _instrumented(proto, layers, [name for own in dynamic for name in (own.input, own.output)])
     plain = Runtime(proto.SerializeToString())
-    floats = _Floats(float_model, layers) if float_model is not None else None
+    floats = (
+        _Floats(float_model, layers, [name for own in dynamic for name in (own.input, own.output)])
+        if float_model is not None
+        else None
+    )
     kernels = kernels_by_layer(onnx.load_from_string(optimized_graph(proto.SerializeToString())), proto)
     results = {layer.name: _result(layer, kernels) for layer in layers}
+    for own in dynamic:
+        results[own.name] = LayerParity(own.name, own.op, False, own.output, kernels.get(own.name, own.op))
     samples = 0
     for feeds in batches:
         values = {**feeds, **runtime.run(feeds)}
@@ -89,9 +97,11 @@ def parity(model: bytes, batches: Iterable[Feeds], *, float_model: bytes | None 
         for layer in layers:
             _compare(layer, values, results[layer.name])
             _measure(layer, values, reals, results[layer.name])
+        for own in dynamic:
+            _compare_dynamic(own, {**feeds, **values}, reals, results[own.name])
     for result in results.values():
         result.sqnr_db, result.sqnr_local_db = result._cumulative.decibels(), result._local.decibels()
-    return Parity(samples, tuple(results.values()))
+    return Parity(samples, tuple(results[node.name] for node in proto.graph.node if node.name in results))
 
 
 def sqnr_db(reference_values: NDArray[Any], noisy: NDArray[Any]) -> float:
@@ -108,12 +118,12 @@ def _result(layer: IntegerLayer, kernels: Mapping[str, str]) -> LayerParity:
     return LayerParity(layer.name, layer.op, layer.op in reference.EXACT, value, kernel or layer.op)
 
 
-def _instrumented(proto: onnx.ModelProto, layers: list[IntegerLayer]) -> Runtime:
-    """The artifact with every layer's codes as outputs, after checking that this changed no kernel."""
+def _instrumented(proto: onnx.ModelProto, layers: list[IntegerLayer], values: list[str]) -> Runtime:
+    """The artifact with every layer's codes and ``values`` as outputs, after checking that this changed no kernel."""
     wanted = [
         q.codes for layer in layers for q in (*layer.inputs, layer.output) if q is not None and q.constant is None
     ]
-    wanted += [layer.value for layer in layers if layer.output is None]
+    wanted += [*(layer.value for layer in layers if layer.output is None), *values]
     inputs = {value.name for value in proto.graph.input}
     exposed = expose(proto, [name for name in dict.fromkeys(wanted) if name not in inputs])
     before, after = _kernels(proto.SerializeToString()), _kernels(exposed)
@@ -161,6 +171,20 @@ def _compare(layer: IntegerLayer, values: Feeds, result: LayerParity) -> None:
     result.max_step = max(result.max_step, int(steps.max(initial=0)))
 
 
+def _compare_dynamic(layer: DynamicLayer, values: Feeds, reals: Feeds, result: LayerParity) -> None:
+    """A value is compared in steps: what a single other code of what is read may change."""
+    x, found = values[layer.input], values[layer.output]
+    differing = np.rint(np.abs(layer.answer(x) - found) / max(layer.step(x), np.finfo(np.float32).tiny))
+    result.outputs_checked += found.size
+    result.differing_codes += int((differing > 0).sum())
+    result.max_step = max(result.max_step, int(differing.max(initial=0)))
+    wanted, entering = reals.get(layer.output), reals.get(layer.input.removesuffix(":real"))
+    if wanted is not None:
+        result._cumulative.add(wanted, found)
+        if entering is not None:
+            result._local.add(wanted, layer.answer(entering))
+
+
 def _measure(layer: IntegerLayer, values: Feeds, reals: Feeds, result: LayerParity) -> None:
     name = layer.output.name if layer.output is not None else layer.value
     wanted = reals.get(name)
@@ -190,11 +214,12 @@ def _real(value: Quantized, codes: NDArray[Any]) -> NDArray[np.float32]:
 class _Floats:
     """The float32 model with the values that correspond to quantized ones as outputs."""
 
-    def __init__(self, model: bytes, layers: list[IntegerLayer]) -> None:
+    def __init__(self, model: bytes, layers: list[IntegerLayer], values: list[str]) -> None:
         proto = parse(model)
         computed = {name for node in proto.graph.node for name in node.output}
         wanted = {q.name for layer in layers for q in (*layer.inputs, layer.output) if q is not None}
         wanted |= {layer.value for layer in layers if layer.output is None}
+        wanted |= {name.removesuffix(":real") for name in values}
         self.runtime = Runtime(expose(proto, sorted(wanted & computed)))
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:

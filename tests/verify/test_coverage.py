@@ -60,9 +60,11 @@ def test_shapes_that_inference_does_not_know_are_measured():
     net = Net(lambda m, x: m.fc(m.rnn(x)[0]), rnn=nn.LSTM(16, 8, batch_first=True), fc=nn.Linear(8, 3))
     assert macs(net, SEQUENCES)["fc"] == 10 * 8 * 3
     found = build(net, SEQUENCES).coverage
-    assert {layer.op: layer.integer for layer in found.layers} == {"LSTM": False, "Gemm": True}
-    assert found.layers[0].reason == FLOAT_REASONS["LSTM"]
-    assert found.integer_mac_share == pytest.approx(240 / (240 + 7680))
+    assert {layer.op: layer.integer for layer in found.layers} == {"DynamicQuantizeLSTM": True, "Gemm": True}
+    assert {layer.op: layer.macs for layer in found.layers} == {"DynamicQuantizeLSTM": 7680, "Gemm": 240}
+    assert found.integer_mac_share == 1
+    assert found.answers_alone
+    assert not found.computes_in_integers
 
 
 def test_every_float_layer_is_named_with_its_reason():

@@ -9,6 +9,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
+from qdeploy.export.passes.values import array, initializer
+
 _LARGEST = 1024  # elements; larger results would only blow the file up
 
 
@@ -21,6 +23,9 @@ def fold(model: ir.Model) -> None:
         should_fold=lambda node: None if node.op_type not in ("QuantizeLinear", "DequantizeLinear") else False,
     )
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in list(model.graph):
+        if node.op_type == "Reshape":
+            _store_reshaped(model.graph, node)
 
 
 def clean(model: ir.Model) -> None:
@@ -31,3 +36,13 @@ def clean(model: ir.Model) -> None:
         common.RemoveUnusedNodesPass(),
         common.TopologicalSortPass(),
     )(model)
+
+
+def _store_reshaped(graph: ir.Graph, node: ir.Node) -> None:
+    """Store a tensor in the one shape in which it is read, under its own name."""
+    value, tensor, shape = node.inputs[0], array(node.inputs[0]), array(node.inputs[1])
+    if value is None or tensor is None or shape is None or len(value.uses()) > 1 or value.is_graph_output():
+        return
+    graph.initializers.pop(str(value.name))
+    node.outputs[0].replace_all_uses_with(initializer(graph, str(value.name), tensor.reshape(shape)))
+    graph.remove(node)

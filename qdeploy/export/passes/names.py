@@ -15,7 +15,9 @@ import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _OUTPUT = ".output_quantizer"
-_QUANTIZERS = (_OUTPUT, ".weight_quantizer", ".bias_quantizer")
+_QUANTIZERS = (
+    *(_OUTPUT, ".weight_quantizer", ".bias_quantizer"), ".weight_ih_quantizer", ".weight_hh_quantizer"
+)  # fmt: skip
 
 
 def assign(model: ir.Model, *, outputs: Sequence[str]) -> None:

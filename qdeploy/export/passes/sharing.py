@@ -24,7 +24,7 @@ def merge_weights(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is None or tensor.size < _SMALLEST:
             continue
-        if tensor.dtype == ir.DataType.INT8 and len(tensor.shape) < 2:
+        if tensor.dtype == ir.DataType.INT8 and (len(tensor.shape) < 2 or str(value.name).endswith(".zero_point")):
             continue
         kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if kept is not value:

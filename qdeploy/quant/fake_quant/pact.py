@@ -73,5 +73,7 @@ class PACTActivation(ActivationFakeQuant):
 class FakeQuant:
     """Learned clipping of activations, statistics-aware clipping of weights."""
 
+    needs_activations = True  # without ranges to learn it is not this method
+
     Weight = SAWBWeight
     Activation = PACTActivation

@@ -1,0 +1,164 @@
+"""LSTM layers, one node each, with inputs, weights and outputs laid out as ONNX lays them out.
+
+torch.nn.LSTM is captured as one operator for all its layers and directions, whose weights an exporter would have to
+cut and join at run time. Here each layer is ``qdeploy::lstm``: what lies between two layers is a value of the graph,
+a weight is one stored matrix whose rows are output channels, and quantizers find both.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qdeploy.graph.layers import LAYER
+from qdeploy.graph.operators import argument, is_operator, set_parameter, shape_of, stored, tensor_at, value_of
+from qdeploy.graph.rewrite import insert
+
+aten = torch.ops.aten
+
+LSTM = "qdeploy.lstm"
+# Where torch's gates i, f, g, o stand among ONNX's i, o, f, c, and the other way round.
+_ONNX_GATES, _TORCH_GATES = [0, 3, 1, 2], [0, 2, 3, 1]
+
+_LIBRARY = torch.library.Library("qdeploy", "FRAGMENT")
+_LIBRARY.define(
+    "lstm(Tensor x, Tensor weight_ih, Tensor weight_hh, Tensor? bias, bool bidirectional) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _lstm(
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, bidirectional: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One LSTM layer from zero states, by torch's own operator: it has a gradient, on every device.
+
+    ``x`` [T, N, I]; ``weight_ih`` [D * 4 * H, I] and ``weight_hh`` [D * 4 * H, H], the forward direction's gates i, o,
+    f, c and then the backward one's; ``bias`` [D, 8 * H], of the input's products and then of the state's. Returns all
+    hidden states [T, D, N, H], the last ones and the last cell states [D, N, H].
+    """
+    directions, hidden = 2 if bidirectional else 1, weight_hh.shape[1]
+    zeros = x.new_zeros(directions, x.shape[1], hidden)
+    parameters: list[Tensor] = []
+    for direction in range(directions):
+        parameters += [
+            reordered(weight.chunk(directions)[direction], _TORCH_GATES) for weight in (weight_ih, weight_hh)
+        ]
+        if bias is not None:
+            parameters += [reordered(half, _TORCH_GATES) for half in bias[direction].chunk(2)]
+    # In training mode, in which cuDNN has gradients; without dropout it is the same function.
+    biased, layers, dropout, train, batch_first = bias is not None, 1, 0.0, True, False
+    y, h, c = aten.lstm.input(
+        x, [zeros, zeros], parameters, biased, layers, dropout, train, bidirectional, batch_first
+    )  # fmt: skip
+    return y.reshape(y.shape[0], y.shape[1], directions, hidden).transpose(1, 2), h, c
+
+
+_LIBRARY.impl("lstm", _lstm, "CompositeImplicitAutograd")
+
+
+def reordered(gates: Tensor, order: list[int]) -> Tensor:
+    """Rows [4 * H, ...] of the four gates in another order."""
+    return gates.unflatten(0, (4, -1))[order].flatten(0, 1)
+
+
+def split_layers(graph_module: fx.GraphModule) -> None:
+    """Make every torch LSTM that starts from zeros a ``qdeploy::lstm`` for each of its layers, in place.
+
+    One with an initial state, with projections, or on packed sequences is left as it is.
+    """
+    for node in list(graph_module.graph.nodes):
+        if is_operator(node, "aten.lstm") and _is_plain(node):
+            _split(graph_module, node)
+
+
+def _is_plain(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._overloadname != "input":
+        return False
+    _, states, parameters, has_biases, layers, _, _, bidirectional, _ = node.args
+    count = layers * (2 if bidirectional else 1) * (4 if has_biases else 2)  # type: ignore[operator]
+    zeros = all(is_operator(s, "aten.zeros", "aten.zeros_like", "aten.new_zeros") for s in states)  # type: ignore[union-attr,arg-type]
+    batched = len(shape_of(node.args[0])) == 3  # type: ignore[arg-type]
+    return batched and zeros and len(parameters) == count and all(map(stored, parameters))  # type: ignore[arg-type]
+
+
+def _split(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    x, _, parameters, has_biases, layers, _, _, bidirectional, batch_first = node.args
+    directions, graph = (2 if bidirectional else 1), graph_module.graph
+    tensors = [tensor_at(graph_module, str(p.target)).detach() for p in parameters]  # type: ignore[union-attr]
+    each = len(tensors) // layers  # type: ignore[operator]
+
+    def add(target: Any, args: tuple[Any, ...], value: Any, suffix: str) -> fx.Node:
+        return insert(graph, target, args, value, before=node, like=node, suffix=suffix)
+
+    assert isinstance(x, fx.Node)
+    # torch.nn.LSTM's path went to the last of its results, all of which are about to be made anew.
+    own_name = next((str(user.meta[LAYER]) for user in node.users if node.meta[LAYER].startswith(user.meta[LAYER])), "")
+    node.meta[LAYER] = own_name or node.meta[LAYER]
+    if batch_first:
+        x = add(aten.transpose.int, (x, 0, 1), value_of(x).transpose(0, 1), ".time_major")
+    states: list[tuple[fx.Node, fx.Node]] = []
+    for layer in range(layers):  # type: ignore[arg-type]
+        name = "" if layers == 1 else f".{layer}"
+        own = tensors[each * layer : each * (layer + 1)]
+        x, *last = _layer(graph_module, node, x, own, directions, bool(has_biases), name)
+        states.append((last[0], last[1]))
+    if batch_first:
+        x = add(aten.transpose.int, (x, 0, 1), value_of(x).transpose(0, 1), ".batch_first")
+    for user in list(node.users):
+        which = argument(user, 1, "index")
+        user.replace_all_uses_with(x if which == 0 else _joined(graph, node, [pair[which - 1] for pair in states]))
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _layer(
+    graph_module: fx.GraphModule, node: fx.Node, x: fx.Node, tensors: list[Tensor], directions: int, biased: bool,
+    name: str,
+) -> tuple[fx.Node, fx.Node, fx.Node]:  # fmt: skip
+    """One layer of ``node`` on ``x`` [T, N, I]: its states [T, N, D * H], the last ones and the last cell states."""
+    graph = graph_module.graph
+    by_direction = [tensors[i :: len(tensors) // directions] for i in range(len(tensors) // directions)]
+    w, r, *biases = (torch.cat([reordered(t, _ONNX_GATES) for t in ts]) for ts in by_direction)
+    bias = torch.cat([b.unflatten(0, (directions, -1)) for b in biases], dim=1) if biased else None
+    value, hidden = value_of(x), r.shape[1]
+    values = (
+        value.new_empty((value.shape[0], directions, value.shape[1], hidden)),
+        *(value.new_empty((directions, value.shape[1], hidden)) for _ in range(2)),
+    )
+    whole = insert(graph, torch.ops.qdeploy.lstm.default, (), values, before=node, like=node, suffix=name)  # type: ignore[arg-type]
+    parameters = [_parameter(graph_module, whole, kind, t) for kind, t in (("weight_ih", w), ("weight_hh", r))]
+    parameters.append(None if bias is None else _parameter(graph_module, whole, "bias", bias))
+    whole.args = (x, *parameters, directions == 2)
+
+    def add(target: Any, args: tuple[Any, ...], value: Any, suffix: str) -> fx.Node:
+        return insert(graph, target, args, value, before=node, like=whole, suffix=suffix)
+
+    y, h, c = (
+        add(operator.getitem, (whole, i), v, suffix)
+        for i, (v, suffix) in enumerate(zip(values, (".states", ".last_state", ".last_cell"), strict=True))
+    )
+    if directions == 1:
+        return add(aten.squeeze.dim, (y, 1), values[0].squeeze(1), ".forward"), h, c
+    turned = add(aten.permute.default, (y, [0, 2, 1, 3]), values[0].permute(0, 2, 1, 3), ".by_sample")
+    flat, time = turned.meta["val"].flatten(2), int(value.shape[0])
+    return add(aten.reshape.default, (turned, [time, -1, 2 * hidden]), flat, ".both"), h, c
+
+
+def _parameter(graph_module: fx.GraphModule, node: fx.Node, kind: str, tensor: Tensor) -> fx.Node:
+    path = f"{node.meta[LAYER]}.{kind}"
+    set_parameter(graph_module, path, tensor.contiguous())
+    with graph_module.graph.inserting_before(node):
+        made = graph_module.graph.get_attr(path)
+    made.meta["val"] = tensor
+    return made
+
+
+def _joined(graph: fx.Graph, node: fx.Node, parts: list[fx.Node]) -> fx.Node:
+    """The states of all layers and directions [L * D, N, H], as torch returns them."""
+    if len(parts) == 1:
+        return parts[0]
+    value = value_of(parts[0])
+    joined = value.new_empty((value.shape[0] * len(parts), *value.shape[1:]))
+    return insert(graph, aten.cat.default, (parts, 0), joined, before=node, like=node, suffix=".all_layers")
