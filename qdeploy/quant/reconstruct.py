@@ -39,8 +39,8 @@ def reconstruct(
 
     ``informed``: whether rounding is told what the layer's inputs are. ``bias_correction`` shifts biases so that mean
     outputs stay what they were, of all layers but recurrent ones; rounding then need not care for the means.
-    ``learn_ranges`` sets the activation quantizers' ranges again on the way. ``portable``: see ptq.quantize; codes of rounding that is told nothing are left
-    to ``constrain_layers``.
+    ``learn_ranges`` sets the activation quantizers' ranges again on the way. ``portable``: see ptq.quantize; codes of
+    rounding that is told nothing are left to ``constrain_layers``.
     """
     lockstep = Lockstep(graph_module, batches)
     layers = by_node(placement)
