@@ -21,7 +21,7 @@ TOLERANCE = 0.25
 
 @torch.no_grad()
 def require_same_answers(graph_module: fx.GraphModule, model: bytes, example: Tensor) -> None:
-    """QDeployError unless ``model`` answers as the graph does, on inputs like ``example``: noise where they are real."""
+    """QDeployError unless ``model`` answers as the graph does, on inputs like ``example``: noise where it is real."""
     generator = torch.Generator().manual_seed(0)
     runtime = Runtime(model, threads=1)
     wanted, found = [], []

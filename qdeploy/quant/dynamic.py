@@ -79,7 +79,7 @@ def _product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def convert(graph_module: fx.GraphModule, placement: Placement) -> None:
-    """Give every such layer, whose weights have their codes, the operator that computes as its kernel does, in place."""
+    """Give every such layer, whose weights have their codes, the operator that computes as its kernel, in place."""
     for layer in placement.layers:
         if layer.input is not None:
             continue
@@ -106,7 +106,10 @@ def _convert_lstm(graph_module: fx.GraphModule, inputs: QuantizedLayer, states: 
 
 
 def _store(graph_module: fx.GraphModule, layer: QuantizedLayer, codes: np.ndarray, scale: np.ndarray) -> list[fx.Node]:
-    """Put codes in a kernel's layout in the place of a weight's quantizer; the nodes that read codes, scales, zero points."""
+    """Put codes, in a kernel's layout, in the place of a weight's quantizer.
+
+    Returns the nodes that read the codes, the scales and the zero points.
+    """
     path = str(layer.weight_call.target)
     graph_module.add_submodule(path, StoredWeight(codes, scale, layer.weight.scheme))
     made = []
