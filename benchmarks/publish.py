@@ -29,11 +29,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qdeploy.core.files import write_atomic, write_json
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import results_pages
+
+from qdeploy.core.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"

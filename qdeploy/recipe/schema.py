@@ -77,6 +77,13 @@ def _a_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
+def _a_pair(value: Any) -> Any:
+    """The names of two variants."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(name, str) for name in value):
+        raise refuse(f"{value!r} is no pair of variants", "Write contrasts: [[FIRST, SECOND], ...].")
+    return tuple(value)
+
+
 def _empty_if_none(value: Any) -> Any:
     """``fp32:`` with nothing behind it is ``fp32: {}``."""
     return {} if value is None else value
@@ -105,7 +112,7 @@ Name = Annotated[str, AfterValidator(_safe_name)]
 ObserverName = Annotated[str, AfterValidator(_plugin("observer"))]
 WeightBits = Annotated[int, AfterValidator(_integer_bits(1))]
 ActivationBits = Annotated[int, AfterValidator(_integer_bits(2))]
-Pair = Annotated[tuple[str, str], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair)]
+Pair = Annotated[tuple[str, str], BeforeValidator(_a_pair)]
 PositiveInts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_a_list)]
 
 
