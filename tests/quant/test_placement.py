@@ -301,9 +301,10 @@ def test_products_kept_in_float32_by_name():
     block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     found = build(nn.Sequential(block, nn.Linear(16, 4)), SEQUENCES, keep_float=("*attention*",))
     check(found, share=0.7, sqnr=30)
-    assert found.kernels["MatMul"] == 2
-    kept = {layer.reason for layer in found.coverage.layers if layer.op == "MatMul"}
-    assert kept == {"not every input and output is quantized, so it is not fused to MatMulIntegerToFloat"}
+    products = [layer for layer in found.coverage.layers if layer.op == "MatMul"]
+    assert [layer.integer for layer in products] == [False, False]
+    assert all("MatMulIntegerToFloat" in layer.reason for layer in products)
+    assert all("by the recipe" in found.placement.float_layers[layer.name] for layer in products)
 
 
 # ---------------------------------------------------------------------------------------------------------- keep_float
