@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import detect_fake_mode
 
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.operators import argument, is_operator, set_parameter, shape_of, stored, tensor_at, value_of
@@ -39,6 +40,9 @@ def _lstm(
     hidden states [T, D, N, H], the last ones and the last cell states [D, N, H].
     """
     directions, hidden = 2 if bidirectional else 1, weight_hh.shape[1]
+    if detect_fake_mode((x,)) is not None:  # torch would find these shapes by tracing every step
+        states, last = (x.shape[0], directions, x.shape[1], hidden), (directions, x.shape[1], hidden)
+        return x.new_empty(states), x.new_empty(last), x.new_empty(last)
     zeros = x.new_zeros(directions, x.shape[1], hidden)
     parameters: list[Tensor] = []
     for direction in range(directions):
