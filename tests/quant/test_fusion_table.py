@@ -40,7 +40,9 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "conv2d": lambda: between(lambda x: x),
     "conv1d": lambda: between_1d(lambda x: x),
     "linear": lambda: (nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), VECTORS),
-    "qdeploy.lstm": lambda: (Net(lambda m, x: m.b(m.a(x)[0]), a=nn.LSTM(20, 8, batch_first=True), b=nn.Linear(8, 4)), SEQUENCES),
+    "qdeploy.lstm": lambda: (
+        Net(lambda m, x: m.b(m.a(x)[0]), a=nn.LSTM(20, 8, batch_first=True), b=nn.Linear(8, 4)), SEQUENCES
+    ),
     "add": lambda: two_branches(torch.add),
     "mul": lambda: two_branches(torch.mul),
     "cat": lambda: two_branches(lambda a, b: torch.cat([a, b], 1), 16),
