@@ -15,6 +15,7 @@ from qdeploy.core.errors import QDeployError
 from qdeploy.graph.functional import make_functional
 from qdeploy.graph.layers import name_layers
 from qdeploy.graph.quiet import quiet
+from qdeploy.graph.recurrent import shapes_without_steps
 
 
 def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> fx.GraphModule:
@@ -39,7 +40,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Export
     training = {module: module.training for module in model.modules()}
     batch = torch.export.Dim("batch", min=1)
     try:
-        with quiet():
+        with quiet(), shapes_without_steps():
             return torch.export.export(
                 model.eval(), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
             )
