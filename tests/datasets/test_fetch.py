@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import importlib
 import threading
 from pathlib import Path
 
 import pytest
 
+from qdeploy.core.errors import QDeployError
 from qdeploy.datasets._fetch import fetch
 
 CONTENT = b"what is downloaded" * 1000
@@ -54,3 +56,38 @@ def test_what_is_not_there_leaves_nothing(url: str, tmp_path: Path):
     with pytest.raises(OSError, match="404"):
         fetch(f"{url}/other", tmp_path / "new" / "data.bin")
     assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("imdb", "aclImdb_v1.tar.gz"), ("sequences", "Video.txt"), ("super_resolution", "t1.bmp, t2.bmp")],
+)
+def test_without_a_network_a_data_set_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, missing: str
+):
+    module = importlib.import_module(f"qdeploy.datasets.{name}")
+    monkeypatch.setattr(module, "URL", f"http://127.0.0.1:9/{Path(module.URL).name}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(QDeployError, match=rf"Data set {name} could not be downloaded(.|\n)*{missing}") as error:
+        module.Dataset(root=str(tmp_path)).split("train")
+    assert "data.root" in error.value.hint
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_images_are_downloaded_one_by_one(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, super_resolution_root: Path
+):
+    """As bitmaps, under the names of their source; their pixels are checked together."""
+    from PIL import Image
+
+    from qdeploy.datasets import super_resolution
+
+    served = tmp_path / "served" / "Test" / "Set5"
+    served.mkdir(parents=True)
+    for name in super_resolution.NAMES["Set5"]:
+        with Image.open(super_resolution_root / "sr" / "Set5" / f"{name}.webp") as image:
+            image.save(served / f"{name}_GT.bmp")
+    monkeypatch.setattr(super_resolution, "URL", url.removesuffix("file"))
+    raw, _ = super_resolution.Dataset(root=str(tmp_path / "data")).split("evaluation")
+    assert len(raw) == 5
+    assert sorted(file.name for file in (tmp_path / "data").rglob("*.*"))[0] == "baby.bmp"
