@@ -48,7 +48,7 @@ from qdeploy.train import checkpoint
 from qdeploy.train.fit import device_kind, fit
 from qdeploy.train.reference import find_file, load_model, source_files
 from qdeploy.verify.artifact import signature
-from qdeploy.verify.evaluate import agreement, difference, evaluate, fingerprint, gap
+from qdeploy.verify.evaluate import agreement, batch_of, difference, evaluate, fingerprint, gap
 from qdeploy.verify.prove import layer_records, prove
 
 LIBRARIES = ("torch", "torchvision", "lightning-fabric", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
@@ -388,8 +388,9 @@ def _also(dataset: Any, split: str, folder: Path, inputs: Folders) -> None:
     made, verified = inputs.values()
     metric = plugins.load("metric", dataset.metric)()
     raw, targets = dataset.split(split)
-    runtime = Runtime((made / "model.onnx").read_bytes())
-    found = evaluate(runtime, raw, targets, preprocessing=dataset.preprocessing, metric=metric)
+    runtime, layers = Runtime((made / "model.onnx").read_bytes()), _json(verified / "proof.json")["layers"]
+    batch = batch_of(layer["kernel"] for layer in layers)
+    found = evaluate(runtime, raw, targets, preprocessing=dataset.preprocessing, metric=metric, batch=batch)
     with np.load(verified / "evaluation.npz") as judged:
         apart = gap(found.rows, judged["rows"], metric)
     write_json(folder / "metric.json", records.to_json(SplitMetric(split, found.metric, apart)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,6 +72,11 @@ def judge(
     low, high = _interval(lambda picks: metric.value(every[picks]), len(every))
     record = Metric(metric.name, metric.value(every), low, high, len(every), metric.higher_is_better)
     return Evaluation(record, every, np.concatenate(decisions), digest.hexdigest())
+
+
+def batch_of(kernels: Iterable[str]) -> int:
+    """How many samples a call may hold where an artifact of these kernels is judged: as many as cannot matter."""
+    return 1 if runner.answers_alone(kernels) else BATCH
 
 
 def fingerprint(raw: NDArray[Any], targets: NDArray[Any]) -> str:

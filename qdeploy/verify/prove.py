@@ -15,7 +15,7 @@ from qdeploy.core.records import Layer
 from qdeploy.quant.fusion_table import reason_for_float
 from qdeploy.runtimes.onnxruntime import Runtime
 from qdeploy.verify.coverage import Coverage, coverage, runs_in_integers
-from qdeploy.verify.evaluate import BATCH, Evaluation, evaluate
+from qdeploy.verify.evaluate import Evaluation, batch_of, evaluate
 from qdeploy.verify.parity import LayerParity, Parity, parity
 from qdeploy.verify.portability import Portability, portability
 
@@ -63,7 +63,7 @@ def prove(
     largest = max(float(np.abs(value).max(initial=0.0)) for value in answers.values())
     return Proof(
         found, seen, portability(model),
-        evaluate(runtime, raw, targets, preprocessing=steps, metric=metric, batch=1 if found.answers_alone else BATCH),
+        evaluate(runtime, raw, targets, preprocessing=steps, metric=metric, batch=batch_of(layer.kernel for layer in found.layers)),
         golden, comparison="exact" if exact else "close",
         tolerance=0.0 if exact else close * max(largest, 1e-6),
     )  # fmt: skip
