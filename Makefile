@@ -15,6 +15,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+
 .PHONY: help demo test lint setup emulators constraints clean
 .DELETE_ON_ERROR:
 
@@ -26,6 +28,7 @@ demo: $(VENV)/.installed
 	$(BIN)/qdeploy bench runs/digits
 	@echo "The report with its pictures: $(CURDIR)/runs/digits/report.html"
 
+# A file's tests stay together: they share what they build. One after the other: make test PYTEST_ARGS=
 test: lint
 	$(BIN)/pytest $(PYTEST_ARGS)
 

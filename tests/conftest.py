@@ -23,11 +23,11 @@ pytest_plugins = ["tests.emulation"]
 
 @pytest.fixture(scope="session", autouse=True)
 def _torch_threads() -> None:
-    """Torch takes two threads: more only fight each other in CI, and timings and sums stay comparable."""
+    """Torch takes one thread where tests run side by side and two otherwise: more only fight each other."""
     if importlib.util.find_spec("torch") is not None:
         import torch
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

@@ -61,9 +61,10 @@ def prove(
     golden = {f"input.{name}": raw[:GOLDEN], **{f"output.{key}": value for key, value in answers.items()}}
     exact, close = found.computes_in_integers, CLOSE_CODES if found.answers_alone else CLOSE
     largest = max(float(np.abs(value).max(initial=0.0)) for value in answers.values())
+    batch = batch_of(layer.kernel for layer in found.layers)
     return Proof(
         found, seen, portability(model),
-        evaluate(runtime, raw, targets, preprocessing=steps, metric=metric, batch=batch_of(layer.kernel for layer in found.layers)),
+        evaluate(runtime, raw, targets, preprocessing=steps, metric=metric, batch=batch),
         golden, comparison="exact" if exact else "close",
         tolerance=0.0 if exact else close * max(largest, 1e-6),
     )  # fmt: skip
