@@ -18,13 +18,14 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_loads_from_any_folder(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With a file in the place of what the user brings, a checkpoint or a table."""
+    """With a table in the place of the user's, and training in the place of a checkpoint."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").write_text(TABLE)
-    (tmp_path / "weights.th").touch()
-    overrides = ["model.checkpoint=weights.th"] if "checkpoint:" in path.read_text() else []
+    overrides = ["model.checkpoint=null", "train={epochs: 1}"] if "checkpoint:" in path.read_text() else []
     try:
         recipe = load(path, overrides)
+        for profile in recipe.profiles:
+            load(path, overrides, profile=profile)
     except QDeployError as error:
         pytest.fail(str(error))
     assert recipe.description
