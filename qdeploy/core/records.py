@@ -232,12 +232,12 @@ class Results:
     variants: tuple[Variant, ...]
     environment: Environment | None = None
     dataset: str = ""
-    profile: str = ""  # of the recipe's profiles, the one that was built
     created_by: str = ""  # "qdeploy 0.1.0"
     refusals: tuple[Refusal, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
     parameters: int | None = None  # numbers that training set in the float32 model
     training_seconds: float | None = None  # wall time of training it; None where a checkpoint was given
+    profile: str = ""  # of the recipe's profiles, the one that was built
     schema: str = RESULTS_SCHEMA
 
 

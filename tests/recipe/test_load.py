@@ -71,7 +71,7 @@ def test_what_a_bundle_says_of_its_quantization(read):
     assert variants["int4"].describe() == {
         "method": "ptq",
         "weights": {"bits": 4, "grid": "midtread", "observer": "minmax"},
-        "activations": {"bits": 8, "observer": "minmax"},
+        "activations": {"bits": 8, "observer": "minmax", "range": "static"},
         "rounding": {"name": "nearest"},
         "calibration": {"samples": 50},
         "first_last_bits": 8,
