@@ -225,7 +225,12 @@ def _source(kind: str, name: str) -> str:
 def _train_stage(recipe: Recipe, dataset: Any, versions: dict[str, str], events: Events) -> Stage:
     """Training, or reading a checkpoint of the user's: both leave checkpoint.safetensors."""
     code = [sources.file_digest(path) for path in source_files(recipe.model.factory, recipe.base)]
-    data = [recipe.data.name, _source("dataset", recipe.data.name), dataset.fingerprint()]
+    data = [
+        recipe.data.name,
+        _source("dataset", recipe.data.name),
+        dataset.fingerprint(),
+        _source("metric", dataset.metric),
+    ]
     common = [recipe.model.dump(), code, data, versions]
     if recipe.model.checkpoint is not None:
         path = find_file(str(recipe.model.checkpoint), recipe.base)
@@ -260,7 +265,8 @@ def _qat_stage(
     """Training on with fake quantizers; leaves checkpoint.safetensors of the graph."""
     settings = {key: value for key, value in variant.dump().items() if key != "packing"}
     code = sources.digest("qdeploy.graph.capture", "qdeploy.graph.normalize", "qdeploy.quant.qat", "qdeploy.train.fit")
-    key = key_of(trained.key, settings, device_kind(variant.train.device), _used(variant), code)
+    line = sources.file_digest(Path(artifact.__file__))  # without what it imports: how it exports trains nothing
+    key = key_of(trained.key, settings, device_kind(variant.train.device), _used(variant), code, line)
     return Stage(f"{name}/qat", key, (trained.name,), partial(_qat, recipe, variant, dataset, events))
 
 
@@ -463,7 +469,7 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
             differing_codes=proof["differing_codes"],
             layers=tuple(records.from_json(Layer, layer) for layer in proof["layers"]), seconds=made["seconds"],
             unportable=sum(map(len, proof["portability"].values())) if proof["integer_mac_share"] else None,
-            quantization=variant.describe(),
+            quantization=variant.describe(), comparison=proof["comparison"],
             half_precision=tuple(records.from_json(HalfPrecision, weight) for weight in made["half_precision"]),
             also=tuple(records.from_json(SplitMetric, found) for found in also),
         ))  # fmt: skip

@@ -266,6 +266,12 @@ def test_an_embedding_before_linear_layers():
     assert built.sqnr() > 30
 
 
+def test_ids_may_be_clipped_before_they_are_looked_up():
+    torch.manual_seed(0)
+    net = Net(lambda m, x: m.a(m.e(x.clamp(0, 9)).mean(1)), e=nn.Embedding(10, 16), a=nn.Linear(16, 4))
+    assert build(net, torch.randint(0, 50, (6, 7))).sqnr() > 30
+
+
 def test_a_weight_tied_to_an_embedding():
     """One reader looks rows up, the other multiplies in integers."""
     torch.manual_seed(0)

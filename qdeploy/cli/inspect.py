@@ -67,7 +67,8 @@ def _show(path: Path) -> None:
     from qdeploy.verify.portability import portability
 
     model, about = _read(path)
-    layers = layers_of(model, coverage(model))
+    covered = coverage(model)
+    layers = layers_of(model, covered)
     console = Console()
     for key, value in about.items():
         console.print(f"{key + ':':<12}{value}", highlight=False, markup=False)
@@ -75,12 +76,15 @@ def _show(path: Path) -> None:
     found = portability(model)
     # Operators that are integer in the file itself are no layers of the table, and can saturate all the same.
     if found.saturation or found.arithmetic or any(layer.integer for layer in layers):
-        for line in portability_lines(found):
+        for line in portability_lines(found, exact=covered.computes_in_integers):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def portability_lines(found: Portability) -> list[str]:
-    """Whether every CPU answers alike, and if not, where it is proven that some do not."""
+def portability_lines(found: Portability, *, exact: bool) -> list[str]:
+    """Whether every CPU answers alike, and if not, where it is proven that some do not.
+
+    ``exact``: nothing of the model computes in float32, or with ranges found at run time.
+    """
     lines = [
         f"not portable: {layer.name}: {layer.pairs:,} pairs of weights in {layer.channels} output channels can "
         f"saturate on x86 with AVX2 and no VNNI (they sum to up to {layer.worst})"
@@ -90,7 +94,12 @@ def portability_lines(found: Portability) -> list[str]:
         f"not portable: {layer.name}: CPUs round this {layer.op} differently for {layer.pairs:,} pairs of codes"
         for layer in found.arithmetic
     ]
-    return lines or ["portable: integer layers give the same codes on every CPU, for every input (proven)"]
+    if exact:
+        return lines or ["portable: the same answer on every CPU, for every input (proven)"]
+    return lines or [
+        "portable but for last bits: no product of codes can saturate on any CPU (proven); float32 operators and "
+        "ranges that are found at run time may differ in their last bits"
+    ]
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, str]]:

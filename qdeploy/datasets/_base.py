@@ -213,6 +213,11 @@ class ArrayDataset(ABC):
 
     def _with_calibration(self, train: Indices, validation: Indices) -> dict[str, Indices]:
         """The splits of the training part, with calibration rows drawn from ``train``."""
+        if len(train) == 0 or len(validation) == 0:
+            raise QDeployError(
+                f"Data set {self.name} leaves {len(train)} samples to train on and {len(validation)} to validate on.",
+                "Give data.train_samples more samples, or data.validation another share.",
+            )
         if self.calibration > len(train):
             raise QDeployError(
                 f"data.calibration is {self.calibration}, but data set {self.name} has {len(train)} training samples.",

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from qdeploy.datasets._base import CommonOptions, Raw, Targets
 from qdeploy.datasets._held_out import HeldOutDataset
 
 OPENERS: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.decompress, ".gz": gzip.decompress}
+MOST_VALUES = 1000  # of a categorical column
 
 
 class Dataset(HeldOutDataset):
@@ -27,8 +29,8 @@ class Dataset(HeldOutDataset):
     ``path`` is a csv file with a header, UTF-8, plain or compressed (.gz, .xz); ``separator`` stands between its cells.
     The classes are the values of the column ``target``, sorted. ``features`` are the columns that the model sees
     (default: all others), less those in ``drop``. All hold numbers but the ``categorical`` ones: each of these becomes
-    one feature of 0 or 1 for every value that the training part has, in the place of the column. ``columns`` names the
-    features of a raw sample in their order.
+    one feature of 0 or 1 for every value that the training part has (1,000 at most), in the place of the column.
+    ``columns`` names the features of a raw sample in their order.
 
     Numbers are standardized by the mean and the deviation of the training part, which go into the manifest. A
     fifth of the rows of every class, always the same ones, is the evaluation part.
@@ -99,7 +101,7 @@ class Dataset(HeldOutDataset):
             raise QDeployError(f"There is no file {self.path}.", "Check data.path.")
         try:
             return OPENERS.get(self.path.suffix, bytes)(self.path.read_bytes())
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise QDeployError(f"{self.path} cannot be read: {error}.", "It is damaged.") from error
 
     @cached_property
@@ -166,7 +168,7 @@ class Dataset(HeldOutDataset):
         if not chosen:
             raise QDeployError("Data set csv has no features left.", "Check data.features and data.drop.")
         names: list[str] = []
-        values: list[NDArray[Any]] = []
+        values: list[NDArray[np.float32]] = []
         for column in chosen:
             cells = self._cells(column, "features")
             made = (
@@ -174,9 +176,9 @@ class Dataset(HeldOutDataset):
             )
             names += made
             values += made.values()
-        return names, np.stack(values, axis=1).astype(np.float32), np.array([name in chosen for name in names])
+        return names, np.stack(values, axis=1), np.array([name in chosen for name in names])
 
-    def _numbers(self, column: str, cells: list[str]) -> NDArray[np.float64]:
+    def _numbers(self, column: str, cells: list[str]) -> NDArray[np.float32]:
         values = np.array([_number(cell) for cell in cells])
         if (wrong := np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))).size:
             line, cell = self._table[1][wrong[0]][0], cells[wrong[0]]
@@ -185,14 +187,19 @@ class Dataset(HeldOutDataset):
                 f"{self.path}, line {line}, column {column!r}: {found} (so in {wrong.size} of {len(cells)} rows).",
                 "Fill it in, or name the column in data.categorical or data.drop.",
             )
-        return values
+        return values.astype(np.float32)
 
-    def _one_hot(self, column: str, cells: list[str]) -> dict[str, NDArray[np.float64]]:
+    def _one_hot(self, column: str, cells: list[str]) -> dict[str, NDArray[np.float32]]:
         """0 or 1 for every value that the training part has; another value is 0 in all of them."""
         text = np.array(cells)
         self._require_filled(column, text)
         known = np.unique(text[self._halves[0]])
-        return {f"{column}={value}": (text == value).astype(np.float64) for value in known}
+        if len(known) > MOST_VALUES:
+            raise QDeployError(
+                f"{self.path}, column {column!r}: {len(known)} values are too many categories (at most {MOST_VALUES}).",
+                "Name the column in data.drop, or group its values; a column of numbers is not for data.categorical.",
+            )
+        return {f"{column}={value}": (text == value).astype(np.float32) for value in known}
 
     def _require_filled(self, column: str, cells: NDArray[np.str_]) -> None:
         if (empty := np.flatnonzero(cells == "")).size:

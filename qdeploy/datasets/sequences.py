@@ -20,6 +20,7 @@ from qdeploy.datasets._fetch import fetch
 URL = "https://raw.githubusercontent.com/kang205/SASRec/e3738967fddab206d6eeb4fda433e7a7034dd8b1/data/{}"
 KNOWN = {"Video.txt": (3187124, "b7376fe24430743f411dc7f567285657b2adb3f74361cc7ba0aee94f3024b651")}
 PADDING = 0
+HIGHEST = np.iinfo(np.int32).max  # item id of a raw sample
 SHORTEST = 3  # items of a user: one to evaluate, one to validate, one to start from
 
 
@@ -85,6 +86,11 @@ class Dataset(ArrayDataset):
             pairs = np.array([line.split() for line in content.decode().splitlines()], np.int64)
             if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.min() < 1:
                 raise ValueError('lines are "user item", numbers from 1')
+        if (highest := int(pairs[:, 1].max())) > HIGHEST:
+            raise QDeployError(
+                f"{path}, line {pairs[:, 1].argmax() + 1}: the item id {highest} is above {HIGHEST}.",
+                "Number the items from 1, without gaps: a model has a row for every id up to the highest.",
+            )
         return pairs[np.argsort(pairs[:, 0], kind="stable")]
 
     @cached_property

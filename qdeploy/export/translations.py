@@ -175,7 +175,8 @@ def _hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
 
 
 def _clamp(x: Any, min: float | None = None, max: float | None = None) -> Any:  # noqa: A002
-    low, high = (None if v is None else op.Constant(value_float=float(v)) for v in (min, max))
+    dtype = np.float32 if x.dtype is None else x.dtype.numpy()  # ids are clipped as well
+    low, high = (None if v is None else op.Constant(value=ir.tensor(np.asarray(v, dtype))) for v in (min, max))
     return op.Clip(x, low, high)
 
 

@@ -53,7 +53,8 @@ def _decompose(graph_module: fx.GraphModule, node: fx.Node) -> None:
     mask, causal = argument(node, 3, "attn_mask"), argument(node, 5, "is_causal", False)
     if argument(node, 4, "dropout_p", 0.0) or node.kwargs.get("enable_gqa"):
         return
-    scale = node.kwargs.get("scale") or 1 / math.sqrt(shape_of(query)[-1])
+    given = node.kwargs.get("scale")
+    scale = 1 / math.sqrt(shape_of(query)[-1]) if given is None else given
 
     def add(target: Any, args: tuple[Any, ...], value: Tensor, suffix: str) -> fx.Node:
         return insert(graph, target, args, value, before=node, like=node, suffix=suffix)
@@ -141,7 +142,7 @@ def _readers(layer: fx.Node) -> Iterator[tuple[fx.Node, Tensor]]:
     while pending:
         value, channels = pending.pop()
         for user in value.users:
-            if not isinstance(user.meta.get("val"), Tensor):
+            if isinstance(user.meta.get("val"), int | torch.SymInt):
                 continue  # a size
             sizes = {node: _size(node.meta.get("val")) for node in user.all_input_nodes if node is not value}
             if is_operator(user, *_MOVES) and None not in sizes.values():

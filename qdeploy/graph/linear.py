@@ -46,7 +46,7 @@ def _transposed(w: Any) -> fx.Node | None:
     """The stored matrix that ``w`` is the transpose of; None if it is none."""
     turns = isinstance(w, fx.Node) and (
         is_operator(w, "aten.t", "aten.numpy_T", "aten.mT")
-        or (is_operator(w, "aten.transpose") and w.args[1] != w.args[2] and len(shape_of(w)) == 2)
+        or (is_operator(w, "aten.transpose") and (w.args[1] - w.args[2]) % 2 and len(shape_of(w)) == 2)  # type: ignore[operator]
         or (is_operator(w, "aten.permute") and [int(axis) % 2 for axis in w.args[1]] == [1, 0])  # type: ignore[arg-type,union-attr]
     )
     source = w.args[0] if turns else None

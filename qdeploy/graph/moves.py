@@ -7,7 +7,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from qdeploy.graph.layers import LAYER, unique_layer
-from qdeploy.graph.operators import argument, is_operator, set_parameter, shape_of, value_of
+from qdeploy.graph.operators import argument, is_operator, is_tensor, set_parameter, shape_of, value_of
 from qdeploy.graph.rewrite import insert
 
 aten = torch.ops.aten
@@ -43,7 +43,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
         elif is_operator(node, "aten.upsample_nearest2d"):
             _resize_nearest(graph_module, node)
     for node in list(graph.nodes):
-        if is_operator(node, *_CLIPS):
+        if is_operator(node, *_CLIPS) and is_tensor(node):
             node.args = tuple(float(a) if isinstance(a, int) else a for a in node.args)  # clamp(x, 0.5, 5) is no Clip
             while _step_before_move(node):
                 pass

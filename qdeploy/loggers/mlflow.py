@@ -21,6 +21,10 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default it tries for minutes before it says that nobody is there
 }
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+# What to install for a module that a database's driver is in, where it has another name.
+PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+# "//user:password@" or "//token@"; passwords may have slashes and @: better too much is hidden than a part is shown.
+SECRET = re.compile(r"(?<!/)//(?:[^\s/@:]*:\S*|[^\s/?#]*)@")
 MOST_IN_A_BATCH = {"params": 100, "metrics": 1000}  # what a server takes in one request
 
 
@@ -39,7 +43,7 @@ class Logger(Log):
         from mlflow.tracking import MlflowClient
 
         self.uri = _resolved(address or mlflow.get_tracking_uri())
-        self.shown = re.sub(r"//[^/@]*@", "//", self.uri)  # without a password
+        self.shown = _shown(self.uri)
         with _told(f"MLflow at {self.shown} cannot be used"):
             self._client = MlflowClient(self.uri)
             self._client.search_experiments(max_results=1)  # a client alone asks nobody
@@ -97,10 +101,11 @@ def _resolved(address: str) -> str:
     scheme, separator, _ = address.partition("://")
     if separator and scheme != "file":
         if scheme.partition("+")[0] in DATABASES and importlib.util.find_spec("sqlalchemy") is None:
-            raise QDeployError(f"{address} is a database, which needs all of MLflow.", "pip install mlflow")
+            raise QDeployError(f"{_shown(address)} is a database, which needs all of MLflow.", "pip install mlflow")
         return address
-    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", address):
-        raise QDeployError(f"{address} has no scheme.", f"Write --log mlflow:http://{address}.")
+    if re.fullmatch(r"(.*@)?[\w.-]+:\d+(/.*)?", address):
+        shown = _shown(f"//{address}").removeprefix("//")
+        raise QDeployError(f"{shown} has no scheme.", f"Write --log mlflow:http://{shown}.")
     # MLflow refuses folders, which get no new features, until it is told twice.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return address if address.startswith("file:") else str(Path(address).expanduser().absolute())
@@ -119,9 +124,18 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except failures as error:
-        why = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        why = _shown(str(error)).strip().partition("\n")[0][:300] or type(error).__name__
         hint = "See that it is there and lets you write, or give another address: --log mlflow:http://HOST:5000."
         raise QDeployError(f"{what}: {why}", hint) from error
+    except ImportError as error:  # of a driver, which is imported when it is first needed
+        package = PACKAGES.get(error.name or "", error.name)
+        hint = f'pip install "{package}"' if package else "Install the driver that the address needs."
+        raise QDeployError(f"{what}: {_shown(str(error))}.", hint) from error
+
+
+def _shown(text: str) -> str:
+    """``text`` without the users and passwords in its addresses."""
+    return SECRET.sub("//", text)
 
 
 def _key(key: str) -> str:

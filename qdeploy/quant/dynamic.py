@@ -106,11 +106,11 @@ def _convert_lstm(graph_module: fx.GraphModule, inputs: QuantizedLayer, states: 
 
 
 def _store(graph_module: fx.GraphModule, layer: QuantizedLayer, codes: np.ndarray, scale: np.ndarray) -> list[fx.Node]:
-    """Put codes, in a kernel's layout, in the place of a weight's quantizer.
+    """Store codes in a kernel's layout beside a weight's quantizer, which an embedding may read as well.
 
     Returns the nodes that read the codes, the scales and the zero points.
     """
-    path = str(layer.weight_call.target)
+    path = f"{layer.weight_call.target}_of_kernel"
     graph_module.add_submodule(path, StoredWeight(codes, scale, layer.weight.scheme))
     made = []
     for name in ("codes", "scale", "zero_point"):

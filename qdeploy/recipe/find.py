@@ -27,9 +27,9 @@ def known() -> dict[str, Path]:
 def find(recipe: str) -> Path:
     """The file that ``recipe`` names: a path, or a name. QDeployError: neither; a wrong name suggests the nearest."""
     path = Path(recipe)
-    if path.exists() or path.suffix in SUFFIXES:
-        return path  # of a file that is not there load says so, with what lies beside it
     names = known()
+    if path.is_file() or path.suffix in SUFFIXES or (path.exists() and recipe not in names):
+        return path  # of a file that is not there load says so, with what lies beside it
     if recipe not in names:
         raise QDeployError(f"There is no recipe {recipe!r}, by path or by name.", nearest(recipe, names))
     return names[recipe]

@@ -59,9 +59,9 @@ def _squared_error(outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor
 
 
 def _require_values(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.ndim != targets.ndim:
+    if outputs.shape[1:] != targets.shape[1:]:
         raise QDeployError(
-            f"The model returns {list(outputs.shape)} where the data set's targets are {list(targets.shape[1:])}.",
+            f"The model returns {list(outputs.shape[1:])} where the data set's targets are {list(targets.shape[1:])}.",
             "A regression returns one value for every value of a target.",
         )
 

@@ -2,8 +2,8 @@
 
 Layers are read from the model, which says of their activations which codes there are; what onnxruntime makes integer
 kernels of besides, from the graph that it runs (running.py). Every other integer kernel gives the same codes on x86,
-ARM64 and WebAssembly. Operators that stay in float32 are no business of this proof: coverage lists them, and golden
-vectors of such a model have a tolerance.
+ARM64 and WebAssembly, but for those that find ranges at run time (runner.RANGE_OF_THE_CALL): of these, as of operators
+that stay in float32, last bits may differ. Golden vectors of such a model have a tolerance.
 """
 
 from __future__ import annotations

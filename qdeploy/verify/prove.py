@@ -59,7 +59,7 @@ def prove(
         runtime, {name: runner.preprocess(raw[:GOLDEN], steps)}, 1 if found.answers_alone else GOLDEN
     )
     golden = {f"input.{name}": raw[:GOLDEN], **{f"output.{key}": value for key, value in answers.items()}}
-    exact, close = found.computes_in_integers, CLOSE_CODES if found.answers_alone else CLOSE
+    exact, close = found.computes_in_integers, CLOSE_CODES if found.integer_mac_share else CLOSE
     largest = max(float(np.abs(value).max(initial=0.0)) for value in answers.values())
     batch = batch_of(layer.kernel for layer in found.layers)
     return Proof(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,39 @@ def test_compressed_files_hold_the_same(tmp_path: Path):
     packed = Dataset(path=str(tmp_path / "a.csv.gz"), target="grade", calibration=5, categorical=["city"])
     assert packed.fingerprint() == dataset.fingerprint()
     assert np.array_equal(packed.split("train")[0], dataset.split("train")[0])
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("xz", lzma.compress)])
+def test_one_flipped_byte(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]):
+    """Wherever it is: the file is refused, or holds what it held (names and times in the header)."""
+    table(tmp_path / "a.csv")
+    content = (tmp_path / "a.csv").read_bytes()
+    good, damaged = compress(content), tmp_path / f"a.csv.{suffix}"
+    refused: list[str] = []
+    for place in range(len(good)):
+        damaged.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            assert Dataset(path=str(damaged), target="grade")._bytes == content
+        except QDeployError as error:
+            refused.append(error.message)
+    assert len(refused) > 0.9 * len(good)
+    assert all("cannot be read" in message for message in refused)
+
+
+def test_a_column_of_names_is_no_category(tmp_path: Path):
+    """At most 1,000 values in the training part, four fifths of the rows."""
+    assert len(table(tmp_path / "a.csv", [f"{i},{i},1,{'ab'[i % 2]}" for i in range(1250)]).columns) == 1002
+    more = table(tmp_path / "a.csv", [f"{i},{i},1,{'ab'[i % 2]}" for i in range(1260)])
+    with pytest.raises(QDeployError, match="column 'city': 1008 values are too many") as error:
+        more.split("train")
+    assert "data.drop" in error.value.hint
+
+
+def test_features_are_made_in_32_bits(tmp_path: Path):
+    dataset = table(tmp_path / "a.csv")
+    cells = dataset._cells("city", "features")
+    assert {str(column.dtype) for column in dataset._one_hot("city", cells).values()} == {"float32"}
+    assert dataset.split("train")[0].dtype == np.float32
 
 
 def test_the_fingerprint_covers_the_options(tmp_path: Path):

@@ -73,6 +73,14 @@ def test_the_fingerprint_covers_the_options(tmp_path: Path):
     assert len({made(tmp_path, **o).fingerprint() for o in ({}, {"length": 4}, {"prefixes": 1})}) == 3
 
 
+def test_ids_that_do_not_fit(tmp_path: Path):
+    """Raw samples are int32: a higher id would become another one."""
+    assert made(tmp_path, LINES.replace("15", str(2**31 - 1))).items == 2**31 - 1
+    with pytest.raises(QDeployError, match=r"Video.txt, line 9: the item id 2147483648 is above 2147483647") as error:
+        made(tmp_path, LINES.replace("15", str(2**31))).split("train")
+    assert "Number the items from 1" in error.value.hint
+
+
 @pytest.mark.parametrize("lines", ["", "1 2 3\n4\n", "1 a\n", "0 5\n", "1 2 1 3\n"])
 def test_other_files(tmp_path: Path, lines):
     with pytest.raises(QDeployError, match="cannot be read"):

@@ -144,3 +144,29 @@ def test_a_table_that_is_looked_up_and_multiplied_with_stays_one():
         nodes = [node for node in graph.graph.nodes if is_operator(node, "aten.embedding", "aten.linear")]
         assert [node.args[i].target for node, i in zip(nodes, (0, 1), strict=True)] == ["e.weight", "e.weight"]
         assert left_of(net, tokens) == ["embedding", "layer_norm", "reshape", "linear", "reshape"]
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda q: q.max(-1)[0].mean((1, 2)),
+        lambda q: q.topk(2, -1)[0].mean((1, 2, 3)),
+        lambda q: torch.std_mean(q, dim=(1, 2, 3))[0],
+    ],
+    ids=["max", "topk", "std_mean"],
+)
+def test_queries_that_another_operator_reads_are_not_scaled_for_it(reader):
+    left_of(attention(lambda m, x, q, k, v: F.scaled_dot_product_attention(q, k, v) + reader(q)[:, None, None, None]))
+
+
+def test_queries_that_the_model_returns_are_not_scaled():
+    def forward(m, x):
+        q, k, v = (heads(layer(x)) for layer in (m.q, m.k, m.v))
+        return F.scaled_dot_product_attention(q, k, v), q
+
+    torch.manual_seed(0)
+    left_of(Net(forward, **{name: nn.Linear(16, 16) for name in "qkv"}).eval())
+
+
+def test_a_scale_of_zero_is_one():
+    left_of(attention(lambda m, x, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.0)))

@@ -103,6 +103,12 @@ def test_a_linear_layer_on_many_dimensions_lies_between_reshapes(shape, bias):
     assert left == ["reshape", "linear", "reshape"]
 
 
+@pytest.mark.parametrize("axes", [(0, -2), (0, 1), (-1, 0), (1, -1)])
+def test_a_product_with_a_stored_matrix_however_it_is_turned(axes):
+    """(0, -2) and (1, -1) are one axis twice: nothing is turned."""
+    normalized(lambda m, x: x @ m.a.weight.transpose(*axes), VECTORS, a=nn.Linear(16, 16))
+
+
 def test_a_linear_layer_on_two_dimensions_stays():
     assert normalized(lambda m, x: m.a(x), VECTORS, a=nn.Linear(16, 5)) == ["linear"]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from qdeploy.cli.main import app
 from qdeploy.core import records
 from qdeploy.core.errors import QDeployError
 from qdeploy.core.records import Bench, Results
-from qdeploy.loggers.mlflow import Logger
+from qdeploy.loggers.mlflow import Logger, _shown
 from tests.mlflow_server import mlflow_server, require_mlflow
 from tests.sshd import free_port
 
@@ -194,6 +197,78 @@ def test_databases_and_folders_are_addresses_too(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "localhost:5000").exists()
     assert Logger("file:kept").uri == "file:kept"
     assert (tmp_path / "kept").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no http://me:s3cret@host:5000/x there", "no http://host:5000/x there"),
+        ("http://s3cret@host", "http://host"),
+        ("http://me:s3@cret@host", "http://host"),
+        ("http://me:s3/cr@et@host", "http://host"),
+        ("postgresql+psycopg://me:s3cret@host/db", "postgresql+psycopg://host/db"),
+        ("sqlite+pysqlcipher://:s3cret@/runs.db", "sqlite+pysqlcipher:///runs.db"),
+        ("'http://a:s3cret@b' or 'http://c:s3cret@d'", "'http://b' or 'http://d'"),
+        ("sqlite:///me@work.db", "sqlite:///me@work.db"),
+        ("http://host:5000/x, me@work", "http://host:5000/x, me@work"),
+    ],
+)
+def test_what_is_shown_of_addresses(text: str, shown: str) -> None:
+    assert _shown(text) == shown
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://me:s3cret@127.0.0.1:{port}", "cannot be used"),
+        ("http://me:s3/cr@et@127.0.0.1:{port}", "cannot be used"),
+        ("me:s3cret@localhost:5000", "localhost:5000 has no scheme"),
+        ("postgresql+none://me:s3cret@127.0.0.1:{port}/db", "cannot be used"),
+        ("foo://me:s3cret@127.0.0.1:{port}/" + 30 * "long" + "@x", "cannot be used"),
+    ],
+)
+def test_no_password_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, said: str) -> None:
+    require_mlflow()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(QDeployError, match=said) as caught:
+        Logger(address.format(port=free_port()))
+    for secret in ("s3", "cret", "cr@et", "me:"):
+        assert secret not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_database_without_mlflows_part_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_mlflow()
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, find=importlib.util.find_spec: find(name) if name == "mlflow" else None
+    )
+    with pytest.raises(QDeployError, match=r"^postgresql://host/db is a database") as caught:
+        Logger("postgresql://me:s3cret@host/db")
+    assert caught.value.hint == "pip install mlflow"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy
+@pytest.mark.parametrize(
+    ("dialect", "module", "package"),
+    [
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("postgresql+psycopg", "psycopg", "psycopg[binary]"),
+        ("mysql+pymysql", "pymysql", "pymysql"),
+        ("mysql", "MySQLdb", "mysqlclient"),
+    ],
+)
+def test_a_database_without_its_driver(
+    monkeypatch: pytest.MonkeyPatch, dialect: str, module: str, package: str
+) -> None:
+    require_mlflow()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        QDeployError, match=rf"{re.escape(dialect)}://127.0.0.1:1/db cannot be used: .*{module}"
+    ) as caught:
+        Logger(f"{dialect}://me:s3cret@127.0.0.1:1/db")
+    assert caught.value.hint == f'pip install "{package}"'
 
 
 def test_mlflow_reports_nothing_to_its_makers(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from qdeploy.quant.moments import columns
 from qdeploy.quant.placement import Placement
 from qdeploy.runtimes.onnxruntime import Runtime, optimized_graph
 from qdeploy.verify.constants import Constants
+from qdeploy.verify.coverage import coverage
 from qdeploy.verify.dynamic import dynamic_layers
 from qdeploy.verify.parity import parity
 from qdeploy.verify.portability import portability
@@ -200,3 +201,23 @@ def test_linear_layers_find_ranges_at_run_time_and_convolutions_stay_float32():
     np.testing.assert_allclose(alone(made), wanted, atol=1e-5)
     seen = {layer.name: layer for layer in parity(made, [{"x": sample[None].numpy()} for sample in X]).layers}
     assert [seen[name].max_step for name in "ab"] == [0, 0]
+
+
+def test_a_table_that_a_linear_layer_multiplies_with_has_two_readers():
+    """One looks rows up, the other has a kernel of its own with its own layout of the same codes."""
+    torch.manual_seed(0)
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = nn.Embedding(50, 16), nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(self.linear(self.table(x).mean(1)).relu(), self.table.weight)
+
+    ids = torch.randint(0, 50, (8, 7))
+    model = Tied().eval()
+    made = artifact.quantized(model, ids[:2], [ids], dynamic=True).model
+    (found,) = Runtime(made).run({"x": ids[:1].numpy()}).values()
+    assert coverage(made).kernels["DynamicQuantizeMatMul"] == 2
+    np.testing.assert_allclose(found, model(ids[:1]).detach().numpy(), atol=0.05)

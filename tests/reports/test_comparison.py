@@ -84,6 +84,7 @@ def test_what_some_cpu_computes_otherwise_is_said_beside_what_is_proven() -> Non
     assert "portable" not in [column.key for column in comparison.columns(results)]
     found = (0, 3, None)
     variants = [dataclasses.replace(results.variants[-1], unportable=layers) for layers in found]
+    variants.append(dataclasses.replace(variants[0], comparison="close"))
     columns = comparison.columns(dataclasses.replace(results, variants=tuple(variants)))
     (cells,) = (column.cells for column in columns if column.key == "portable")
-    assert [cell.line() for cell in cells] == ["proven", "no (3 layers)", "-"]
+    assert [cell.line() for cell in cells] == ["proven", "no (3 layers)", "-", "no saturation"]
