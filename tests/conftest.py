@@ -109,7 +109,7 @@ def cifar100_root(data_loaders: ModuleType, shared_data: Path, tmp_path_factory:
 @pytest.fixture(scope="session")
 def csv_options(shared_data: Path) -> dict[str, Any]:
     """The options of data set csv for 4,424 students in 3 classes."""
-    return {"path": str(shared_data / "student_dropout" / "data.csv.xz"), "target": "Target", "separator": ";"}
+    return {"path": str(shared_data / "student_dropout" / "data.csv.xz"), "target": "Target"}
 
 
 @pytest.fixture(scope="session")

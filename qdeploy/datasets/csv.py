@@ -20,13 +20,16 @@ from qdeploy.datasets._base import CommonOptions, Raw, Targets
 from qdeploy.datasets._held_out import HeldOutDataset
 
 OPENERS: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.decompress, ".gz": gzip.decompress}
+SEPARATORS = ",;\t|"
 MOST_VALUES = 1000  # of a categorical column
+MOST_ROUNDING = 0.01  # of a column's deviation
 
 
 class Dataset(HeldOutDataset):
     """Raw samples are float32 [features]; the model's input is the same, standardized.
 
-    ``path`` is a csv file with a header, UTF-8, plain or compressed (.gz, .xz); ``separator`` stands between its cells.
+    ``path`` is a csv file with a header, UTF-8, plain or compressed (.gz, .xz). ``separator`` stands between its cells:
+    by default the one of comma, semicolon, tab and bar that the header has most of.
     The classes are the values of the column ``target``, sorted. ``features`` are the columns that the model sees
     (default: all others), less those in ``drop``. All hold numbers but the ``categorical`` ones: each of these becomes
     one feature of 0 or 1 for every value that the training part has (1,000 at most), in the place of the column.
@@ -44,14 +47,14 @@ class Dataset(HeldOutDataset):
         *,
         path: str = "",
         target: str = "",
-        separator: str = ",",
+        separator: str | None = None,
         features: Sequence[str] | None = None,
         drop: Sequence[str] = (),
         categorical: Sequence[str] = (),
         **common: Unpack[CommonOptions],
     ) -> None:
         super().__init__(**common)
-        if len(separator) != 1:
+        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
             raise QDeployError(f"data.separator is {separator!r}.", "Give one character, such as ',', ';' or a tab.")
         self.path = Path(path).expanduser() if path else None
         self.target = target
@@ -98,7 +101,8 @@ class Dataset(HeldOutDataset):
         if self.path is None:
             raise QDeployError("Data set csv has no file.", "Set data.path to a csv file, and data.target.")
         if not self.path.is_file():
-            raise QDeployError(f"There is no file {self.path}.", "Check data.path.")
+            found = f"{self.path} is a folder." if self.path.is_dir() else f"There is no file {self.path}."
+            raise QDeployError(found, "Set data.path to a csv file.")
         try:
             return OPENERS.get(self.path.suffix, bytes)(self.path.read_bytes())
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -111,23 +115,40 @@ class Dataset(HeldOutDataset):
             text = self._bytes.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise QDeployError(f"{self.path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.separator, strict=True)
-        try:
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-        except csv.Error as error:
-            raise QDeployError(f"{self.path}, line {reader.line_num}: {error}.", "Check its quotes.") from error
+        rows = self._rows_of(text)
         if len(rows) < 2:
             raise QDeployError(f"{self.path} has no rows below a header.", "Give a csv file whose first line is names.")
         (_, header), *body = rows
+        if "" in header and "" not in self.drop:
+            raise QDeployError(
+                f"{self.path}, column {header.index('') + 1} has no name in the header.",
+                "Name it, or leave it out with data.drop=['']: tables that pandas wrote begin with such an index.",
+            )
+        separator = self.separator or _separator(text)
         for line, row in body:
             if len(row) != len(header):
                 raise QDeployError(
                     f"{self.path}, line {line} has {len(row)} cells, the header {len(header)}.",
-                    f"data.separator is {self.separator!r}; set another one, or mend the line.",
+                    f"Cells are separated by {separator!r}: mend the line, or set data.separator.",
                 )
         if twice := {name for name in header if header.count(name) > 1}:
             raise QDeployError(f"{self.path} has the column {sorted(twice)[0]!r} twice.", "Rename one.")
         return header, body
+
+    def _rows_of(self, text: str) -> list[tuple[int, list[str]]]:
+        """The first line and the cells of every row that has any."""
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.separator or _separator(text), strict=True)
+        rows: list[tuple[int, list[str]]] = []
+        line = 1
+        try:
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if any(cells):
+                    rows.append((line, cells))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise QDeployError(f"{self.path}, line {line}: {error}.", "Check its quotes.") from error
+        return rows
 
     @property
     def _header(self) -> list[str]:
@@ -160,11 +181,9 @@ class Dataset(HeldOutDataset):
     @cached_property
     def _encoded(self) -> tuple[list[str], Raw, NDArray[np.bool_]]:
         """The names of all features, their values, float32 [rows, features], and which are a column's own numbers."""
-        for option, names in (("drop", self.drop), ("categorical", self.categorical)):
-            for name in names:
-                self._cells(name, option)
-        wanted = self._header if self.features is None else self.features
-        chosen = [name for name in wanted if name not in (self.target, *self.drop)]
+        self._require_names()
+        wanted = [name for name in self._header if name != self.target] if self.features is None else self.features
+        chosen = [name for name in wanted if name not in self.drop]
         if not chosen:
             raise QDeployError("Data set csv has no features left.", "Check data.features and data.drop.")
         names: list[str] = []
@@ -178,6 +197,21 @@ class Dataset(HeldOutDataset):
             values += made.values()
         return names, np.stack(values, axis=1), np.array([name in chosen for name in names])
 
+    def _require_names(self) -> None:
+        """Refuse options that name what is no column, a column twice, or the target as a feature."""
+        self._cells(self.target, "target")
+        options = {"features": self.features or [], "drop": self.drop, "categorical": self.categorical}
+        for option, names in options.items():
+            for name in names:
+                self._cells(name, option)
+                if names.count(name) > 1:
+                    raise QDeployError(f"data.{option} names the column {name!r} twice.", "Name it once.")
+            if self.target in names:
+                raise QDeployError(
+                    f"data.{option} names {self.target!r}, which is data.target.",
+                    "The column of classes is never a feature: take it off that list.",
+                )
+
     def _numbers(self, column: str, cells: list[str]) -> NDArray[np.float32]:
         values = np.array([_number(cell) for cell in cells])
         if (wrong := np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))).size:
@@ -187,7 +221,15 @@ class Dataset(HeldOutDataset):
                 f"{self.path}, line {line}, column {column!r}: {found} (so in {wrong.size} of {len(cells)} rows).",
                 "Fill it in, or name the column in data.categorical or data.drop.",
             )
-        return values.astype(np.float32)
+        rounded = values.astype(np.float32)
+        lost = np.abs(rounded - values).max()
+        if np.ptp(values) > 0 and lost > MOST_ROUNDING * values.std():
+            raise QDeployError(
+                f"{self.path}, column {column!r}: its values (around {values.mean():.10g}) differ by less than a model "
+                "can tell apart, which computes in float32.",
+                "Subtract their mean in the file, or name the column in data.drop.",
+            )
+        return rounded
 
     def _one_hot(self, column: str, cells: list[str]) -> dict[str, NDArray[np.float32]]:
         """0 or 1 for every value that the training part has; another value is 0 in all of them."""
@@ -217,9 +259,15 @@ class Dataset(HeldOutDataset):
         return [self._bytes]
 
 
+def _separator(text: str) -> str:
+    """What the header has most of; a comma where it has none."""
+    header = text.lstrip().partition("\n")[0]
+    return max(SEPARATORS, key=header.count)
+
+
 def _number(cell: str) -> float:
     try:
-        return float(cell)
+        return float("nan" if "_" in cell else cell)  # Python reads 1_000 as a number; a table means something else
     except ValueError:
         return float("nan")
 

@@ -31,7 +31,9 @@ def find(recipe: str) -> Path:
     if path.is_file() or path.suffix in SUFFIXES or (path.exists() and recipe not in names):
         return path  # of a file that is not there load says so, with what lies beside it
     if recipe not in names:
-        raise QDeployError(f"There is no recipe {recipe!r}, by path or by name.", nearest(recipe, names))
+        inner = [name for name in names if name.rpartition("/")[2] == recipe]
+        hint = nearest(inner[0], inner) if inner else nearest(recipe, names)
+        raise QDeployError(f"There is no recipe {recipe!r}, by path or by name.", hint)
     return names[recipe]
 
 

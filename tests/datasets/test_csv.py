@@ -128,17 +128,29 @@ GOOD = ["30,Rome,1.5,a", "31,Rome,1.6,b", "32,Rome,1.7,a", "33,Rome,1.8,b"]
         (GOOD, {"features": ["hight"]}, "data.features: .* no column 'hight'", "'height'"),
         (GOOD, {"drop": ["x"]}, "data.drop: .* no column 'x'", "age"),
         (GOOD, {"categorical": ["cities"]}, "data.categorical: .* no column 'cities'", "'city'"),
-        (GOOD, {"features": ["grade"]}, "no features left", "data.features"),
+        (GOOD, {"features": ["city"], "drop": ["city"]}, "no features left", "data.features"),
+        (GOOD, {"features": ["age", "grade"]}, "data.features names 'grade', which is data.target", "never a feature"),
+        (GOOD, {"drop": ["grade"]}, "data.drop names 'grade', which is data.target", "never a feature"),
+        (GOOD, {"categorical": ["city", "grade"]}, "data.categorical names 'grade'", "never a feature"),
+        (GOOD, {"features": ["age", "age"]}, "data.features names the column 'age' twice", "once"),
+        (GOOD, {"target": "grad", "categorical": []}, "data.target: .* no column 'grad'", "'grade'"),
         (GOOD, {"categorical": []}, r"line 2, column 'city': 'Rome' is no number \(so in 4 of 4", "data.categorical"),
         ([*GOOD, "nan,Rome,1,a"], {}, "line 6, column 'age': 'nan' is no number", "data.drop"),
         ([*GOOD, "1e99,Rome,1,a"], {}, "line 6, column 'age': '1e99' is no number", "data.drop"),
         ([*GOOD, ",Rome,1,a"], {}, "line 6, column 'age': a cell is empty", "Fill it in"),
         ([*GOOD, "1,,1,a"], {}, "line 6, column 'city': a cell is empty", "Fill it in"),
         ([*GOOD, "1,Rome,1,"], {}, "line 6, column 'grade': a cell is empty", "Fill it in"),
-        ([*GOOD, "1,Rome,1"], {}, "line 6 has 3 cells, the header 4", "data.separator is ','"),
+        ([*GOOD, "1,Rome,1"], {}, "line 6 has 3 cells, the header 4", "separated by ','"),
         (GOOD[::2], {}, "have the class 'a'", "data.target is 'grade'"),
         ([], {}, "no rows below a header", "csv"),
-        ([*GOOD, '1,"Rome,1,a'], {}, "line 6: unexpected end", "quotes"),
+        ([*GOOD, '1,"Rome,1,a', "2,Rome,1,a", "3,Rome,1,b"], {}, "line 6: unexpected end", "quotes"),
+        ([*GOOD, "1_000,Rome,1,a"], {}, "line 6, column 'age': '1_000' is no number", "data.drop"),
+        (
+            [f"{1.7e12 + i},Rome,1,{'ab'[i % 2]}" for i in range(9)],
+            {},
+            "column 'age': its values .* less than a model",
+            "mean",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_table(tmp_path: Path, rows, options, said, hint):
@@ -176,3 +188,43 @@ def test_a_column_twice(tmp_path: Path):
 def test_a_separator_of_several_characters():
     with pytest.raises(QDeployError, match=r"data.separator is ';;'"):
         Dataset(separator=";;")
+
+
+def test_rows_without_a_cell_are_left_out(tmp_path: Path):
+    plain = table(tmp_path / "a.csv", [*GOOD, *GOOD])
+    other = table(tmp_path / "b.csv", [*GOOD, "", ",,,", " , ,,", *GOOD])
+    assert np.array_equal(plain._arrays[0], other._arrays[0])
+
+
+def test_numbers_that_float32_rounds_a_little(tmp_path: Path):
+    rows = [f"{1e9 + 1000 * i},Rome,0.1234567890123,{'ab'[i % 2]}" for i in range(20)]
+    assert table(tmp_path / "a.csv", rows).split("train")[0].shape[1] == 3
+
+
+def test_a_column_without_a_name(tmp_path: Path):
+    rows = [f"{i},30,Rome,{i}.5,{'ab'[i % 2]}" for i in range(20)]
+    with pytest.raises(QDeployError, match="column 1 has no name") as error:
+        table(tmp_path / "a.csv", rows, header=f",{HEADER}").split("train")
+    assert "data.drop=['']" in error.value.hint
+    dropped = table(tmp_path / "a.csv", rows, header=f",{HEADER}", drop=[""])
+    assert dropped.columns == ["age", "city=Rome", "height"]
+
+
+@pytest.mark.parametrize("separator", ['"', "\n", "\r", ";;", ""])
+def test_separators_that_are_none(separator: str):
+    with pytest.raises(QDeployError, match=r"data\.separator is"):
+        Dataset(path="a.csv", target="grade", separator=separator)
+
+
+def test_a_folder_is_no_table(tmp_path: Path):
+    with pytest.raises(QDeployError, match="is a folder"):
+        Dataset(path=str(tmp_path), target="grade").split("train")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_separator_is_found(tmp_path: Path, separator: str):
+    rows = ["a, b,grade", "1,2,x", "2,3,y", "3,4,x", "4,5,y"]
+    (tmp_path / "a.csv").write_text("\n".join(row.replace(",", separator) for row in rows))
+    found = Dataset(path=str(tmp_path / "a.csv"), target="grade", calibration=1)
+    assert found.columns == ["a", "b"]
+    assert found._table == Dataset(path=str(found.path), target="grade", separator=separator)._table
