@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 
+from qdeploy.core.errors import QDeployError
 from qdeploy.graph.layers import LAYER
 from qdeploy.graph.operators import argument, is_operator, set_parameter, shape_of, stored, tensor_at, value_of
 from qdeploy.graph.rewrite import insert
@@ -98,11 +99,26 @@ def reordered(gates: Tensor, order: list[int]) -> Tensor:
 def split_layers(graph_module: fx.GraphModule) -> None:
     """Make every torch LSTM that starts from zeros a ``qdeploy::lstm`` for each of its layers, in place.
 
-    One with an initial state, with projections, or on packed sequences is left as it is.
+    One with an initial state or on packed sequences is left as it is. QDeployError: one has projections, which ONNX's
+    LSTM does not know (torch.onnx exports another function).
     """
     for node in list(graph_module.graph.nodes):
-        if is_operator(node, "aten.lstm") and _is_plain(node):
+        if not is_operator(node, "aten.lstm"):
+            continue
+        if _has_projections(node):
+            raise QDeployError(
+                f"Layer {_own_name(node)!r} is an LSTM with projections, which ONNX does not have.",
+                "Leave proj_size away, and put a linear layer behind the LSTM where its output is to be smaller.",
+            )
+        if _is_plain(node):
             _split(graph_module, node)
+
+
+def _has_projections(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._overloadname != "input":
+        return False
+    hidden, cell = node.args[1]  # type: ignore[misc]
+    return shape_of(hidden)[-1] != shape_of(cell)[-1]  # type: ignore[arg-type]
 
 
 def _is_plain(node: fx.Node) -> bool:
@@ -115,6 +131,12 @@ def _is_plain(node: fx.Node) -> bool:
     return batched and zeros and len(parameters) == count and all(map(stored, parameters))  # type: ignore[arg-type]
 
 
+def _own_name(node: fx.Node) -> str:
+    """torch.nn.LSTM's path, which went to the last of its results, all of which are about to be made anew."""
+    name: str = node.meta[LAYER]
+    return next((user.meta[LAYER] for user in node.users if name.startswith(user.meta[LAYER])), name)
+
+
 def _split(graph_module: fx.GraphModule, node: fx.Node) -> None:
     x, _, parameters, has_biases, layers, _, _, bidirectional, batch_first = node.args
     directions, graph = (2 if bidirectional else 1), graph_module.graph
@@ -125,9 +147,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> None:
         return insert(graph, target, args, value, before=node, like=node, suffix=suffix)
 
     assert isinstance(x, fx.Node)
-    # torch.nn.LSTM's path went to the last of its results, all of which are about to be made anew.
-    own_name = next((str(user.meta[LAYER]) for user in node.users if node.meta[LAYER].startswith(user.meta[LAYER])), "")
-    node.meta[LAYER] = own_name or node.meta[LAYER]
+    node.meta[LAYER] = _own_name(node)
     if batch_first:
         x = add(aten.transpose.int, (x, 0, 1), value_of(x).transpose(0, 1), ".time_major")
     states: list[tuple[fx.Node, fx.Node]] = []

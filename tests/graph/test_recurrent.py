@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qdeploy.core.errors import QDeployError
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.graph.capture import capture
 from qdeploy.graph.normalize import normalize
@@ -87,3 +88,11 @@ def test_an_initial_state_is_left_to_torch():
         LSTM if is_operator(n, LSTM) else "aten.lstm" for n in graph.graph.nodes if is_operator(n, LSTM, "aten.lstm")
     ]
     assert kinds == [LSTM, "aten.lstm"]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_projections_are_refused(layers: int):
+    """ONNX's LSTM has none, and torch.onnx exports one that no runtime computes."""
+    with pytest.raises(QDeployError, match="Layer 'lstm' is an LSTM with projections") as error:
+        graph_of(Recurrent(proj_size=3, num_layers=layers), torch.randn(2, 6, 5))
+    assert "proj_size" in error.value.hint
