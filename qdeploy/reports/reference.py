@@ -19,7 +19,7 @@ FACTS = {
     "metric": (True, ""),
     "percent_of_float32": (True, "%"),
     "loss_percent": (False, "%"),
-    "drop_points": (False, " points"),
+    "drop_points": (False, " points"),  # of a fraction; of another metric, such as decibels, in its own unit
     "compression": (True, "x"),
     "speedup": (True, "x"),
 }
@@ -56,10 +56,12 @@ def value(fact: str, variant: Variant, results: Results) -> Interval | None:
         case "percent_of_float32":
             return share
         case "loss_percent":
-            return Interval(100 - share.value, 100 - share.high, 100 - share.low)
+            change = Interval(share.value - 100, share.low - 100, share.high - 100)
+            return change.negative() if scores(results).higher_is_better else change
         case "drop_points":
-            lost = delta.negative() if delta else None
-            return Interval(100 * lost.value, 100 * lost.low, 100 * lost.high) if lost else None
+            style = scores(results)
+            lost = delta.negative() if delta and style.higher_is_better else delta
+            return Interval(*(style.factor * end for end in (lost.value, lost.low, lost.high))) if lost else None
         case "compression":
             return Interval(variant.compression, variant.compression, variant.compression)
         case "speedup":
@@ -91,7 +93,7 @@ def _write(row: Mapping[str, Any], number: float, parts: Sequence[tuple[str, Res
     style = scores(_part(row, parts))
     if row["fact"] == "metric":
         return style.value(number)
-    return words.fixed(number, 2) + FACTS[row["fact"]][1]
+    return words.fixed(number, 2) + (style.unit if row["fact"] == "drop_points" else FACTS[row["fact"]][1])
 
 
 def _cell(row: Mapping[str, Any], found: Interval | None, parts: Sequence[tuple[str, Results]]) -> Cell:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ BATCH = 64
 class Evaluation:
     """One artifact's answers to every evaluation sample.
 
-    ``rows`` [N, ...] is what each sample contributes to the metric, ``decisions`` [N] what was decided;
-    ``outputs_sha256`` is equal where every bit of all first outputs is.
+    ``rows`` [N, ...] is what each sample contributes to the metric, ``decisions`` what was decided: [N], or one for
+    every target that is a number, where a sample has several. ``outputs_sha256`` is equal where every bit of all first
+    outputs is.
     """
 
     metric: Metric
@@ -60,12 +63,12 @@ def judge(
         raise QDeployError(f"An evaluation needs samples and as many targets; found {len(raw)} and {len(targets)}.")
     rows, decisions, digest = [], [], hashlib.sha256()
     for start in range(0, len(raw), batch):
-        outputs = answer(raw[start : start + batch])
+        outputs, wanted = answer(raw[start : start + batch]), targets[start : start + batch]
         if not np.all(np.isfinite(outputs)):
             raise QDeployError("The artifact answers with NaN or infinite values on evaluation samples.")
         digest.update(np.ascontiguousarray(outputs).data)
-        rows.append(metric.prepare(outputs, targets[start : start + batch]))
-        decisions.append(metric.decisions(outputs))
+        rows.append(metric.prepare(outputs, wanted))
+        decisions.append(_counted(metric.decisions(outputs), wanted))
         if progress is not None:
             progress(min(start + batch, len(raw)))
     every = np.concatenate(rows)
@@ -102,7 +105,7 @@ def difference(found: NDArray[np.float64], baseline: NDArray[np.float64], metric
 def gap(found: NDArray[np.float64], other: NDArray[np.float64], metric: Any) -> Interval:
     """metric(found) - metric(other) on two splits, with the bootstrap 95% interval of independent samples."""
     drawn = [_resampled(partial(_of, metric, rows), len(rows), seed) for seed, rows in enumerate((found, other))]
-    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+    low, high = np.percentile(drawn[0] - drawn[1], _levels(min(len(found), len(other))))
     return Interval(metric.value(found) - metric.value(other), float(low), float(high))
 
 
@@ -111,14 +114,42 @@ def agreement(found: NDArray[Any], baseline: NDArray[Any]) -> float:
     return float(np.mean(found == baseline))
 
 
+def _counted(decisions: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+    """Without those that nobody asked for: where targets have a NaN for each, as images have in their padding."""
+    if decisions.shape == targets.shape and targets.dtype.kind == "f":
+        return decisions[~np.isnan(targets)]
+    return decisions
+
+
 def _of(metric: Any, rows: NDArray[np.float64], picks: NDArray[np.intp]) -> float:
     return float(metric.value(rows[picks]))
 
 
 def _interval(statistic: Callable[[NDArray[np.intp]], float], samples: int) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of a statistic over bootstrap resamples, with a fixed seed."""
-    low, high = np.percentile(_resampled(statistic, samples), [2.5, 97.5])
+    """The ends of a 95% interval from bootstrap resamples, with a fixed seed."""
+    low, high = np.percentile(_resampled(statistic, samples), _levels(samples))
     return float(low), float(high)
+
+
+def _levels(samples: int) -> tuple[float, float]:
+    """Which percentiles of a bootstrap over ``samples`` are a 95% interval: 2.5 and 97.5, further apart for few.
+
+    A bootstrap forgets that few samples know their own spread badly, and that resampling loses some of it: of 14, its
+    2.5th to 97.5th percentiles hold the truth 92 times in a hundred and these 95; of 5, 83 and 90. Expanded percentiles
+    (Hesterberg 2015, section 5.1): those of Student's t times sqrt(n / (n - 1)), with t by its expansion in powers of
+    1 / degrees (Abramowitz and Stegun 26.7.5).
+    """
+    degrees, normal = max(samples - 1, 1), NormalDist()
+    z = normal.inv_cdf(0.975)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    t = sum(term / degrees**power for power, term in enumerate(terms))
+    low = 100 * normal.cdf(-t * math.sqrt((degrees + 1) / degrees))
+    return low, 100 - low
 
 
 def _resampled(statistic: Callable[[NDArray[np.intp]], float], samples: int, seed: int = 0) -> NDArray[np.float64]:

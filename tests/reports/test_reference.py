@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qdeploy.core.errors import QDeployError
@@ -50,3 +52,27 @@ def test_per_cent_of_float32_keeps_the_paired_interval() -> None:
     share = matrix.percent(variant, 0.9173)
     assert share.value == pytest.approx(100 * 0.9091 / 0.9173)
     assert share.low == pytest.approx(100 * (0.9091 - 0.0031) / 0.9173)
+
+
+def test_a_drop_of_decibels_is_in_decibels() -> None:
+    """And one of a metric of which less is better is a rise."""
+    results = sample.full()
+    in_decibels = replace(
+        results,
+        variants=tuple(
+            replace(v, metric=replace(v.metric, name="psnr", value=32 + v.metric.value, high=34.0))
+            for v in results.variants
+        ),
+    )
+    found, cells = results.variants[3].delta, reference.columns({"rows": [row()]}, [("", in_decibels)])
+    assert found is not None
+    assert reference.value("drop_points", in_decibels.variants[3], in_decibels) == found.negative()
+    assert "points" not in cells[1].cells[0].text + cells[2].cells[0].text
+    errors = replace(
+        in_decibels,
+        variants=tuple(replace(v, metric=replace(v.metric, higher_is_better=False)) for v in in_decibels.variants),
+    )
+    assert reference.value("drop_points", errors.variants[3], errors) == found
+    loss = reference.value("loss_percent", errors.variants[3], errors)
+    assert loss is not None
+    assert loss.value < 0

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.metrics.psnr import Metric as Psnr
 from qdeploy.metrics.top1 import Metric
-from qdeploy.verify.evaluate import agreement, difference, evaluate, gap
+from qdeploy.verify.evaluate import agreement, difference, evaluate, gap, judge
 
 
 class Scores:
@@ -100,6 +101,29 @@ def test_intervals_cover_the_truth_about_95_times_in_100():
         found = np.where(rng.uniform(size=400) < 0.05, 1 - baseline, baseline)  # flips one answer in twenty
         covered += not difference(found, baseline, Metric()).excludes(-0.05 * (0.8 - 0.2))
     assert covered >= 52
+
+
+def test_intervals_of_few_samples_cover_the_truth_too():
+    """Plain percentiles of a bootstrap over ten do 90 times in 100."""
+
+    class Mean(Metric):
+        def value(self, rows):
+            return float(rows.mean())
+
+    rng = np.random.default_rng(0)
+    drawn = [difference(rng.normal(size=10), np.zeros(10), Mean()) for _ in range(150)]
+    assert sum(not found.excludes(0) for found in drawn) >= 0.92 * 150
+
+
+def test_decisions_that_nobody_asked_for_do_not_count():
+    """Images are padded to one size, with targets of NaN."""
+    targets = np.full((2, 1, 4, 4), 0.5, np.float32)
+    targets[:, :, 2:] = np.nan
+    raw = np.random.default_rng(0).uniform(size=targets.shape).astype(np.float32)
+    found = [judge(lambda x, shift=shift: x + shift, raw, targets, metric=Psnr()) for shift in (0, np.float32(0.1))]
+    assert found[0].decisions.shape == (16,)
+    assert agreement(found[0].decisions, found[0].decisions) == 1
+    assert agreement(found[0].decisions, found[1].decisions) < 0.2
 
 
 def test_a_paired_difference_is_narrower_than_an_unpaired_one():
