@@ -221,5 +221,6 @@ def test_contrasts_and_further_splits_are_measured_on_what_is_shipped(
     assert also.gap.value == pytest.approx(also.metric.value - results.variants[1].metric.value)
     assert results.parameters == before.parameters
     assert results.training_seconds is not None
+    assert results.data_options == {"calibration": 64}
     assert results.variants[1].summary is not None
     assert results == records.load(Results, copy / "results.json")

@@ -32,15 +32,16 @@ def command(
 
     The samples are sent to the target and its answers scored here, after the
     golden vectors have been compared. The data has to be, bit for bit, what the
-    bundles were judged on when they were built. Exits with code 1 if golden
-    vectors differ there, and with 2 if a bundle cannot be read or run.
+    bundles were judged on when they were built; a build's folder knows how the
+    recipe described it. Exits with code 1 if golden vectors differ there, and
+    with 2 if a bundle cannot be read or run.
 
     Example: qdeploy accuracy runs/digits --target qemu:cortex-a72
     """
     from rich.console import Console
 
     from qdeploy.bench.answers import ask, dataset_of, split_of
-    from qdeploy.cli.bench import find_bundles, progress
+    from qdeploy.cli.bench import data_options, find_bundles, progress
     from qdeploy.cli.errors import show
     from qdeploy.core import plugins
     from qdeploy.core.errors import QDeployError
@@ -51,7 +52,8 @@ def command(
     console = Console()
     bundles = list(dict.fromkeys(found for path in paths for found in find_bundles(path)))
     places.check_output("--json", json_file, [*bundles, *(path / "results.json" for path in paths)])
-    given, name = key_values(options, "--data"), dataset_of(bundles[0], dataset)
+    name = dataset_of(bundles[0], dataset)
+    given = {**data_options(paths[0], name), **key_values(options, "--data")}
     require_arguments(plugins.load("dataset", name), given, f"The data set {name}", "--data")
     split: Split = split_of(bundles[0], dataset=dataset, options=given, samples=samples)
     wrong = differs = False

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -122,6 +122,16 @@ def find_bundles(path: Path, *, must_exist: bool = True) -> list[Path]:
     if missing and must_exist:
         raise QDeployError(f"{path / 'results.json'} lists {missing[0]}, which does not exist.", "Build it again.")
     return found
+
+
+def data_options(path: Path, dataset: str) -> dict[str, Any]:
+    """What the recipe said of the data set, where ``path`` is the folder of a build on it; else nothing."""
+    from qdeploy.core.records import Results, load
+
+    if not path.is_dir() or not _is_build(path):
+        return {}
+    results = load(Results, path / "results.json")
+    return dict(results.data_options) if results.dataset == dataset else {}
 
 
 def update_build(folder: Path, bench: Bench, console: Console) -> None:

@@ -241,6 +241,7 @@ class Results:
     parameters: int | None = None  # numbers that training set in the float32 model
     training_seconds: float | None = None  # wall time of training it; None where a checkpoint was given
     profile: str = ""  # of the recipe's profiles, the one that was built
+    data_options: dict[str, Any] = field(default_factory=dict)  # what the recipe says of the data set
     schema: str = RESULTS_SCHEMA
 
 

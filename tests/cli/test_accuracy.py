@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from qdeploy.cli import main
 from qdeploy.core import plugins, records
 from qdeploy.verify.evaluate import fingerprint
 from tests import bundles
+from tests.reports import sample
 
 METRIC = {"name": "top1", "value": 0.1, "low": 0.0, "high": 0.2, "samples": 359, "higher_is_better": True}
 
@@ -121,3 +123,18 @@ def test_golden_vectors_that_differ_are_told_by_the_exit_code(folder: Path):
     result = accuracy(folder, "--samples", 20)
     assert "80 of 80 differ" in result.output
     assert result.exit_code == 1
+
+
+def test_a_builds_folder_knows_its_data(tmp_path: Path):
+    options = {"evaluation_samples": 50}
+    split = plugins.load("dataset", "digits")(**options).split("evaluation")
+    metric = {**METRIC, "dataset": "digits", "split": "evaluation", "fingerprint": fingerprint(*split), "samples": 50}
+    path = bundles.write_bundle(tmp_path, "fp32", metric=metric)
+    found = sample.full()
+    own = replace(found.variants[0], bundle=path.name)
+    results = replace(found, variants=(own,), dataset="digits", data_options=options, contrasts=(), refusals=())
+    records.save(results, tmp_path / "results.json")
+    assert accuracy(tmp_path).exit_code == 0
+    assert "is not the one that" in accuracy(path).output
+    assert "is not the one that" in accuracy(tmp_path, "--data", "evaluation_samples=40").output
+    assert accuracy(path, "--data", "evaluation_samples=50").exit_code == 0
