@@ -121,7 +121,8 @@ def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {i.name: tuple(i.dims) for i in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
-        shapes[value.name] = _dims(value)
+        if value.type.tensor_type.HasField("shape"):  # else its rank is unknown, which is not that of a scalar
+            shapes[value.name] = _dims(value)
     return shapes
 
 

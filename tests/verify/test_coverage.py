@@ -12,6 +12,7 @@ from onnxruntime import quantization as tool
 from torch import nn
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.export import artifact
 from qdeploy.export.to_onnx import to_onnx
 from qdeploy.quant.fusion_table import FLOAT_REASONS
 from qdeploy.runtimes.onnxruntime import optimized_graph
@@ -65,6 +66,18 @@ def test_shapes_that_inference_does_not_know_are_measured():
     assert found.integer_mac_share == 1
     assert found.answers_alone
     assert not found.computes_in_integers
+
+
+def test_a_rank_that_inference_does_not_know_is_no_scalars():
+    """What is picked from the result of an operator that onnx has not heard of."""
+    net = Net(
+        lambda m, x: m.last(m.norm(x + m.first(x))[:, -1]),
+        first=nn.Linear(16, 16),
+        norm=nn.LayerNorm(16),
+        last=nn.Linear(16, 3),
+    )
+    found = layer_macs(parse(artifact.quantized(net.eval(), SEQUENCES, [SEQUENCES], dynamic=True).model))
+    assert found == {"first": 10 * 16 * 16, "last": 16 * 3}
 
 
 def test_every_float_layer_is_named_with_its_reason():
