@@ -132,6 +132,17 @@ def test_all_products_run_in_integers_and_are_exact(make, tied, least):
     np.testing.assert_allclose(one_by_one, answers(made)[:3], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_was_trained_at_4_bits_is_what_ships(tied):
+    """To the last bits of softmax and layer norm: biases included, whose steps are coarse at 4 bits."""
+    made = artifact.placed(network(tied), TRAIN, weight_bits=4, activation_bits=4, first_last_bits=None)
+    graph = artifact.trainable(made, [TRAIN], fake_quant="lsq")
+    train(graph, steps=3, rate=1e-3)
+    with torch.no_grad():
+        expected = graph(TEST).numpy()
+    assert sqnr_db(expected, answers(artifact.trained(graph, made, TRAIN))) > 60
+
+
 def test_float32_is_the_same_function():
     with torch.no_grad():
         expected = network(True)(TEST).numpy()

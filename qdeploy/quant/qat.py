@@ -20,9 +20,10 @@ from qdeploy.core import plugins
 from qdeploy.core.errors import NotApplicableError, QDeployError
 from qdeploy.core.qtensor import QTensor
 from qdeploy.graph.fold import FoldedNorm
-from qdeploy.graph.operators import set_parameter, tensor_at
+from qdeploy.graph.operators import argument, set_parameter, tensor_at
 from qdeploy.quant import calibration
 from qdeploy.quant.agreement import agree
+from qdeploy.quant.bias_grid import BiasGrid, RoundedBias
 from qdeploy.quant.codes import nearest_codes
 from qdeploy.quant.convert import convert, layer_bias, smallest_scale
 from qdeploy.quant.fake_quant._base import settled
@@ -49,13 +50,23 @@ class LiveBatchNorm(nn.Module):
         # A cumulative average (momentum=None) is captured as 0, which would never move.
         self.eps, self.momentum = norm.eps, norm.momentum or 0.1
         self.frozen = False
+        self.grid: BiasGrid | None = None  # of the bias that this becomes a part of
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] normalized with the statistics of the batch in training, with the running ones otherwise."""
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self._gamma(), self.bias,  # type: ignore[arg-type]
+            x, self.running_mean, self.running_var, self._gamma(), self.bias + self._residue(),  # type: ignore[arg-type]
             self.training and not self.frozen, self.momentum, self.eps,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _residue(self) -> Tensor | float:
+        """What rounding changes in the bias that ships, which is that of the running statistics."""
+        if self.grid is None:
+            return 0.0
+        gain = self._gamma() / torch.sqrt(self.running_var + self.eps)  # type: ignore[operator]
+        mean = self.running_mean if self.grid.own is None else self.running_mean - self.grid.own  # type: ignore[operator]
+        return self.grid.residue(self.bias - mean * gain, gain)
 
     def _gamma(self) -> Tensor:
         """The magnitude of ``weight``, with a gradient at 0 as well: a channel that starts there can come to life."""
@@ -131,12 +142,15 @@ def prepare(
     calibration.watch(graph_module, placement, batches, observer=observer, **(observer_options or {}))
     trained = {layer.input.name for layer in placement.layers if layer.input is not None and not layer.exempt}
     calls = {str(n.target): n for n in reversed(graph_module.graph.nodes) if n.op == "call_module"}
+    readers: dict[str, Any] = {}  # by layer: what quantizes its output, and nobody else reads that
     for name, quantizer in placement.activations.items():
         low, high = quantizer.observed_range()
-        foldable = _producer(calls[f"{name}.output_quantizer"], placement) is not None
+        producer = _producer(calls[f"{name}.output_quantizer"], placement)
         make = (method if name in trained else plain).Activation
-        quantizer.fake = make(quantizer.scheme.bits, min(low, 0.0), max(high, 0.0), foldable=foldable)
+        quantizer.fake = make(quantizer.scheme.bits, min(low, 0.0), max(high, 0.0), foldable=producer is not None)
         quantizer.scheme, quantizer.observer = quantizer.fake.scheme, None
+        if producer is not None:
+            readers[producer.name] = quantizer.fake
     for layer in placement.layers:
         if layer.name in norms:
             _revive(graph_module, layer, norms[layer.name])
@@ -146,6 +160,8 @@ def prepare(
             layer.weight.scheme = layer.weight.fake.scheme  # the codes of a method may reach further than their bits do
         if portable and layer.pair_limit is not None:
             layer.weight.fake.limit = layer.pair_limit
+        if layer.input is not None and not layer.recurrent:
+            _round_bias(graph_module, layer, readers.get(layer.name))
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
     # torch.export's own class of graph module refuses train() and eval().
@@ -157,10 +173,10 @@ def finish(
 ) -> dict[str, NDArray[np.float32]]:
     """Convert the trained graph into the integer graph, in place; ``portable``: additions round alike (agreement.py).
 
-    Returns the float32 weights that the codes stand for, batch norms folded in, by layer name. The biases are rounded
-    to int32 steps of both scales, which the trained graph did not do: at few bits that is most of what the two differ.
+    Returns the float32 weights that the codes stand for, batch norms folded in, by layer name.
     """
     graph_module.cpu().eval()
+    _unround_biases(graph_module)
     calls = {str(n.target): n for n in reversed(graph_module.graph.nodes) if n.op == "call_module"}
     starts: dict[str, float] = {}  # by layer: where the interval of what reads it starts
     for name, quantizer in placement.activations.items():
@@ -201,6 +217,33 @@ def _revive(graph_module: fx.GraphModule, layer: QuantizedLayer, norm: FoldedNor
         call = graph.call_module(path, (node,))
     call.meta["val"] = node.meta.get("val")
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+
+
+def _round_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, reader: Any) -> None:
+    """Put a layer's bias, or that of the batch norm behind it, on the steps that it ships with.
+
+    ``reader``: the fake quantizer of the layer's output, where there is only one.
+    """
+    bias, norm = argument(layer.node, 2, "bias"), _norm_behind(graph_module, layer.node)
+    own = None if bias is None else tensor_at(graph_module, str(bias.target))
+    grid = BiasGrid(layer.input.fake, layer.weight.fake, reader, own)  # type: ignore[union-attr,arg-type]
+    if norm is not None:
+        graph_module.get_submodule(str(norm.target)).grid = grid  # type: ignore[assignment]
+    elif own is not None:
+        path = f"{layer.name}.rounded_bias"
+        graph_module.add_submodule(path, RoundedBias(grid))
+        with graph_module.graph.inserting_before(layer.node):
+            call = graph_module.graph.call_module(path, (bias,))
+        call.meta["val"] = bias.meta.get("val")
+        layer.node.replace_input_with(bias, call)
+
+
+def _unround_biases(graph_module: fx.GraphModule) -> None:
+    """Biases as they are stored; codes are made of them with the scales that are found in the end."""
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), RoundedBias):
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
 
 
 def _settle(graph_module: fx.GraphModule, layer: QuantizedLayer, start: float) -> NDArray[np.float32]:

@@ -97,8 +97,8 @@ def test_the_codes_that_were_trained_are_the_codes_that_ship(method, bits):
     for layer in placement.layers:
         assert np.array_equal(layer.weight.codes.numpy(), expected[layer.name])
         assert len(np.unique(expected[layer.name])) <= 2**layer.weight.scheme.bits
-    # The bias is rounded to the accumulator's grid, and float32 sums have another order: a code may fall differently.
-    assert sqnr_db(trained, answers(graph)) > 12
+    # Biases too lie on the steps that ship; float32 sums have another order, so a code may fall differently.
+    assert sqnr_db(trained, answers(graph)) > 60
     model = to_onnx(graph, IMAGES[:2])
     (found,) = Runtime(model).run({"x": IMAGES.numpy()}).values()
     assert sqnr_db(answers(graph), found) > 60
@@ -207,7 +207,7 @@ def test_qil_folds_the_start_of_an_interval_into_the_bias_before_it():
     assert max(starts) > 0
     trained = answers(graph)
     qat.finish(graph, placement)
-    assert sqnr_db(trained, answers(graph)) > 12
+    assert sqnr_db(trained, answers(graph)) > 60
     assert parity(to_onnx(graph, IMAGES[:2]), [{"x": IMAGES.numpy()}]).differing_codes == 0
 
 

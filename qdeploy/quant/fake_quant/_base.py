@@ -70,6 +70,7 @@ class WeightFakeQuant(FakeQuantModule):
     """
 
     limit: int | None = None
+    last_scale: Tensor | None = None  # [C_out] of the codes that were made last
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
@@ -113,10 +114,11 @@ class WeightFakeQuant(FakeQuantModule):
     def _within_limit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """``_steps``, in channels whose pairs would break the limit with a scale as much larger as that takes."""
         steps, scale = self._steps(weight)
-        if self.limit is None:
-            return steps, scale
-        factor = widening(steps, self.scheme, self.limit)
-        return steps / along_axis_0(factor, steps), scale * factor
+        if self.limit is not None:
+            factor = widening(steps, self.scheme, self.limit)
+            steps, scale = steps / along_axis_0(factor, steps), scale * factor
+        self.last_scale = scale.detach()
+        return steps, scale
 
 
 class ActivationFakeQuant(FakeQuantModule):
@@ -144,6 +146,14 @@ class ActivationFakeQuant(FakeQuantModule):
     @abstractmethod
     def _scales(self, x: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scales that quantize (a scalar) and dequantize ``x``; ``x`` is None where there is none at hand."""
+
+    def dequantize_scale(self) -> Tensor:
+        """The scale of the codes as they are read, a scalar."""
+        return self._scales(None)[1]
+
+    def start(self) -> Tensor | None:
+        """What is subtracted before codes are made, a scalar; None where that is nothing."""
+        return None
 
     def _limits(self) -> tuple[int, int]:
         """The lowest and the highest code, less the zero point."""

@@ -100,6 +100,10 @@ class QILActivation(ActivationFakeQuant):
     def _learned(parameter: Tensor, x: Tensor | None) -> Tensor:
         return parameter if x is None else scale_gradient(parameter, 1.0 / math.sqrt(features(x)))
 
+    def start(self) -> Tensor | None:
+        """The start of the interval, where a bias can take it in."""
+        return self._start(None)
+
     def forward(self, x: Tensor) -> Tensor:
         """``x`` as the artifact sees it, less the start of the interval, times gain over width."""
         start = self._start(x)
