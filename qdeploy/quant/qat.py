@@ -40,6 +40,9 @@ class LiveBatchNorm(nn.Module):
     running statistics in training as well, as it will at inference.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, norm: FoldedNorm) -> None:
         super().__init__()
         sign = torch.where(norm.gamma < 0, -1.0, 1.0)
@@ -55,7 +58,7 @@ class LiveBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] normalized with the statistics of the batch in training, with the running ones otherwise."""
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self._gamma(), self.bias + self._residue(),  # type: ignore[arg-type]
+            x, self.running_mean, self.running_var, self._gamma(), self.bias + self._residue(),
             self.training and not self.frozen, self.momentum, self.eps,
         )  # fmt: skip
 
@@ -64,8 +67,8 @@ class LiveBatchNorm(nn.Module):
         """What rounding changes in the bias that ships, which is that of the running statistics."""
         if self.grid is None:
             return 0.0
-        gain = self._gamma() / torch.sqrt(self.running_var + self.eps)  # type: ignore[operator]
-        mean = self.running_mean if self.grid.own is None else self.running_mean - self.grid.own  # type: ignore[operator]
+        gain = self._gamma() / torch.sqrt(self.running_var + self.eps)
+        mean = self.running_mean if self.grid.own is None else self.running_mean - self.grid.own
         return self.grid.residue(self.bias - mean * gain, gain)
 
     def _gamma(self) -> Tensor:
@@ -225,11 +228,11 @@ def _round_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, reader: Any
     ``reader``: the fake quantizer of the layer's output, where there is only one.
     """
     bias, norm = argument(layer.node, 2, "bias"), _norm_behind(graph_module, layer.node)
-    own = None if bias is None else tensor_at(graph_module, str(bias.target))
+    own = tensor_at(graph_module, str(bias.target)) if isinstance(bias, fx.Node) else None
     grid = BiasGrid(layer.input.fake, layer.weight.fake, reader, own)  # type: ignore[union-attr,arg-type]
     if norm is not None:
         graph_module.get_submodule(str(norm.target)).grid = grid  # type: ignore[assignment]
-    elif own is not None:
+    elif isinstance(bias, fx.Node):
         path = f"{layer.name}.rounded_bias"
         graph_module.add_submodule(path, RoundedBias(grid))
         with graph_module.graph.inserting_before(layer.node):
