@@ -84,7 +84,7 @@ def share(value: float) -> str:
         return "0%"
     if value < 0.001:
         return "<0.1%"
-    return f"{math.floor(value * 1000 + 1e-9) / 10:.1f}%"
+    return f"{min(100 * value, 99.9):.1f}%"
 
 
 def decibels(value: float | None) -> str:

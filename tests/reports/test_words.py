@@ -31,7 +31,7 @@ def test_times_have_three_digits(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1.0, "100%"), (0.99999, "99.9%"), (0.871, "87.1%"), (0.001, "0.1%"), (0.0002, "<0.1%"), (0.0, "0%")],
+    [(1.0, "100%"), (0.99999, "99.9%"), (0.9318, "93.2%"), (0.001, "0.1%"), (0.0002, "<0.1%"), (0.0, "0%")],
 )
 def test_a_share_is_never_rounded_up_to_the_whole_or_down_to_nothing(value: float, text: str) -> None:
     assert words.share(value) == text
