@@ -478,7 +478,7 @@ def _results(recipe: Recipe, folders: dict[str, Path], out: Path) -> Results:
         created_by=f"qdeploy {__version__}", contrasts=tuple(_contrasts(recipe, folders)),
         parameters=_json(folders[f"{recipe.baseline}/model"] / "layers.json")["parameters"],
         training_seconds=_training_seconds(folders["train"]), profile=recipe.profile,
-        data_options=recipe.data.options,
+        data_options={key: value for key, value in recipe.data.options.items() if key not in records.PLACES},
     )  # fmt: skip
 
 

@@ -32,9 +32,9 @@ def command(
 
     The samples are sent to the target and its answers scored here, after the
     golden vectors have been compared. The data has to be, bit for bit, what the
-    bundles were judged on when they were built; a build's folder knows how the
-    recipe described it. Exits with code 1 if golden vectors differ there, and
-    with 2 if a bundle cannot be read or run.
+    bundles were judged on when they were built; a build's folder knows what the
+    recipe said of it, but not where its files are. Exits with code 1 if golden
+    vectors differ there, and with 2 if a bundle cannot be read or run.
 
     Example: qdeploy accuracy runs/digits --target qemu:cortex-a72
     """
@@ -53,8 +53,9 @@ def command(
     bundles = list(dict.fromkeys(found for path in paths for found in find_bundles(path)))
     places.check_output("--json", json_file, [*bundles, *(path / "results.json" for path in paths)])
     name = dataset_of(bundles[0], dataset)
-    given = {**data_options(paths[0], name), **key_values(options, "--data")}
+    given = key_values(options, "--data")
     require_arguments(plugins.load("dataset", name), given, f"The data set {name}", "--data")
+    given = {**data_options(paths, name), **given}
     split: Split = split_of(bundles[0], dataset=dataset, options=given, samples=samples)
     wrong = differs = False
 

@@ -124,14 +124,21 @@ def find_bundles(path: Path, *, must_exist: bool = True) -> list[Path]:
     return found
 
 
-def data_options(path: Path, dataset: str) -> dict[str, Any]:
-    """What the recipe said of the data set, where ``path`` is the folder of a build on it; else nothing."""
-    from qdeploy.core.records import Results, load
+def data_options(paths: Sequence[Path], dataset: str) -> dict[str, Any]:
+    """What the recipe said of the data set, where one of ``paths`` is the folder of a build on it; else nothing."""
+    from qdeploy.core import plugins
+    from qdeploy.core.records import PLACES, Results, load
+    from qdeploy.recipe.signature import require_arguments
 
-    if not path.is_dir() or not _is_build(path):
-        return {}
-    results = load(Results, path / "results.json")
-    return dict(results.data_options) if results.dataset == dataset else {}
+    for path in paths:
+        if path.is_dir() and _is_build(path):
+            results = load(Results, path / "results.json")
+            if results.dataset == dataset:
+                found = {key: value for key, value in results.data_options.items() if key not in PLACES}
+                where = f"{path / 'results.json'}, data_options"
+                require_arguments(plugins.load("dataset", dataset), found, f"The data set {dataset}", where)
+                return found
+    return {}
 
 
 def update_build(folder: Path, bench: Bench, console: Console) -> None:

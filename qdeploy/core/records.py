@@ -226,6 +226,11 @@ class Contrast:
     speedup: Interval | None = None  # the second one's p50 over the first one's, same run; None until it was measured
 
 
+# Options of a data set that say where its files are on one machine: they are not kept, and a results.json from
+# elsewhere chooses no file to read or to download.
+PLACES = frozenset({"root", "path", "download"})
+
+
 @dataclass(frozen=True, slots=True)
 class Results:
     """What ``qdeploy build`` leaves in results.json. ``environment`` is None until a latency was measured."""
@@ -241,7 +246,7 @@ class Results:
     parameters: int | None = None  # numbers that training set in the float32 model
     training_seconds: float | None = None  # wall time of training it; None where a checkpoint was given
     profile: str = ""  # of the recipe's profiles, the one that was built
-    data_options: dict[str, Any] = field(default_factory=dict)  # what the recipe says of the data set
+    data_options: dict[str, Any] = field(default_factory=dict)  # the recipe's, without places of files (PLACES)
     schema: str = RESULTS_SCHEMA
 
 
@@ -306,7 +311,7 @@ class Answer:
     metric: Metric | None = None
     delta: Interval | None = None  # metric minus float32's in the same place, paired bootstrap; None for float32 itself
     outputs_sha256: str | None = None  # of all outputs for the whole split: equal where every bit is
-    decisions: str | None = None  # one integer a sample, as ``pack_decisions`` writes them
+    decisions: str | None = None  # one integer a sample (or a pixel), as ``pack_decisions`` writes them
     note: str | None = None  # what the answers needed there
 
 

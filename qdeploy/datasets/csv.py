@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -23,13 +24,14 @@ OPENERS: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.decompress, ".gz": g
 SEPARATORS = ",;\t|"
 MOST_VALUES = 1000  # of a categorical column
 MOST_ROUNDING = 0.01  # of a column's deviation
+NOISE = 1e-14  # of its largest value: a column that differs by less is one number, written in several ways
 
 
 class Dataset(HeldOutDataset):
     """Raw samples are float32 [features]; the model's input is the same, standardized.
 
     ``path`` is a csv file with a header, UTF-8, plain or compressed (.gz, .xz). ``separator`` stands between its cells:
-    by default the one of comma, semicolon, tab and bar that the header has most of.
+    by default the one of comma, semicolon, tab and bar that divides header and first row into as many cells, and most.
     The classes are the values of the column ``target``, sorted. ``features`` are the columns that the model sees
     (default: all others), less those in ``drop``. All hold numbers but the ``categorical`` ones: each of these becomes
     one feature of 0 or 1 for every value that the training part has (1,000 at most), in the place of the column.
@@ -115,39 +117,40 @@ class Dataset(HeldOutDataset):
             text = self._bytes.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise QDeployError(f"{self.path} is not UTF-8: {error}.", "Save it as UTF-8.") from error
-        rows = self._rows_of(text)
+        separator = self.separator or _separator(text)
+        rows = self._rows_of(text, separator)
         if len(rows) < 2:
             raise QDeployError(f"{self.path} has no rows below a header.", "Give a csv file whose first line is names.")
         (_, header), *body = rows
-        if "" in header and "" not in self.drop:
+        if "" in header and "" not in self.drop and self.features is None:
             raise QDeployError(
                 f"{self.path}, column {header.index('') + 1} has no name in the header.",
                 "Name it, or leave it out with data.drop=['']: tables that pandas wrote begin with such an index.",
             )
-        separator = self.separator or _separator(text)
         for line, row in body:
             if len(row) != len(header):
                 raise QDeployError(
                     f"{self.path}, line {line} has {len(row)} cells, the header {len(header)}.",
                     f"Cells are separated by {separator!r}: mend the line, or set data.separator.",
                 )
-        if twice := {name for name in header if header.count(name) > 1}:
+        if twice := {name for name in header if name and header.count(name) > 1}:
             raise QDeployError(f"{self.path} has the column {sorted(twice)[0]!r} twice.", "Rename one.")
         return header, body
 
-    def _rows_of(self, text: str) -> list[tuple[int, list[str]]]:
+    def _rows_of(self, text: str, separator: str) -> list[tuple[int, list[str]]]:
         """The first line and the cells of every row that has any."""
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.separator or _separator(text), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows: list[tuple[int, list[str]]] = []
         line = 1
         try:
             for row in reader:
                 cells = [cell.strip() for cell in row]
-                if any(cells):
+                if _says_something(cells):
                     rows.append((line, cells))
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise QDeployError(f"{self.path}, line {line}: {error}.", "Check its quotes.") from error
+            hint = f"Check its quotes; cells are separated by {separator!r}, unless data.separator says otherwise."
+            raise QDeployError(f"{self.path}, line {line}: {error}.", hint) from error
         return rows
 
     @property
@@ -223,11 +226,11 @@ class Dataset(HeldOutDataset):
             )
         rounded = values.astype(np.float32)
         lost = np.abs(rounded - values).max()
-        if np.ptp(values) > 0 and lost > MOST_ROUNDING * values.std():
+        if lost > MOST_ROUNDING * values.std() and np.ptp(values) > NOISE * np.abs(values).max():
             raise QDeployError(
                 f"{self.path}, column {column!r}: its values (around {values.mean():.10g}) differ by less than a model "
                 "can tell apart, which computes in float32.",
-                "Subtract their mean in the file, or name the column in data.drop.",
+                "Shift or scale them in the file, or name the column in data.drop.",
             )
         return rounded
 
@@ -260,9 +263,23 @@ class Dataset(HeldOutDataset):
 
 
 def _separator(text: str) -> str:
-    """What the header has most of; a comma where it has none."""
-    header = text.lstrip().partition("\n")[0]
-    return max(SEPARATORS, key=header.count)
+    """The separator with which header and first row have as many cells, and most of them; a comma where none has."""
+    return max(SEPARATORS, key=lambda separator: _cells_with(text, separator))
+
+
+def _cells_with(text: str, separator: str) -> tuple[bool, int]:
+    """Whether the first two rows have as many cells, more than one, and how many the header has."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        header, first = itertools.islice(filter(_says_something, reader), 2)
+    except (csv.Error, ValueError):
+        return False, 0
+    return len(header) == len(first) > 1, len(header)
+
+
+def _says_something(cells: Sequence[str]) -> bool:
+    """Whether a row holds more than blanks and separators, whichever separates it."""
+    return any(cell.strip(SEPARATORS + " ") for cell in cells)
 
 
 def _number(cell: str) -> float:

@@ -228,6 +228,11 @@ def _round_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, reader: Any
     ``reader``: the fake quantizer of the layer's output, where there is only one.
     """
     bias, norm = argument(layer.node, 2, "bias"), _norm_behind(graph_module, layer.node)
+    if bias is None and norm is None and reader is not None and reader.start() is not None:
+        # Nothing to train, and something to ship: the start of the interval.
+        _set_bias(graph_module, layer, torch.zeros(len(tensor_at(graph_module, layer.weight_path))))
+        bias = argument(layer.node, 2, "bias")
+        tensor_at(graph_module, str(bias.target)).requires_grad_(False)  # type: ignore[union-attr]
     own = tensor_at(graph_module, str(bias.target)) if isinstance(bias, fx.Node) else None
     grid = BiasGrid(layer.input.fake, layer.weight.fake, reader, own)  # type: ignore[union-attr,arg-type]
     if norm is not None:

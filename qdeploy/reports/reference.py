@@ -14,7 +14,7 @@ from qdeploy.core.records import Interval, Results, Variant
 from qdeploy.reports import matrix, words
 from qdeploy.reports.comparison import Cell, Column, scores, timed
 
-# The name of each fact, whether more of it is better, and its unit.
+# The name of each fact, whether more of it is better (of a metric: where that is so), and its unit.
 FACTS = {
     "metric": (True, ""),
     "percent_of_float32": (True, "%"),
@@ -39,7 +39,9 @@ def columns(reference: Mapping[str, Any], parts: Sequence[tuple[str, Results]]) 
         Column("what", "what", tuple(Cell(row["what"]) for row in rows), numeric=False),
         Column("reference", "reference", tuple(Cell(_write(row, row["reference"], parts)) for row in rows)),
         Column("ours", "ours", tuple(_cell(row, found, parts) for row, found in zip(rows, ours, strict=True))),
-        Column("verdict", "ours is", tuple(_verdict(r, o) for r, o in zip(rows, ours, strict=True)), numeric=False),
+        Column(
+            "verdict", "ours is", tuple(_verdict(r, o, parts) for r, o in zip(rows, ours, strict=True)), numeric=False
+        ),
     )
 
 
@@ -93,7 +95,9 @@ def _write(row: Mapping[str, Any], number: float, parts: Sequence[tuple[str, Res
     style = scores(_part(row, parts))
     if row["fact"] == "metric":
         return style.value(number)
-    return words.fixed(number, 2) + (style.unit if row["fact"] == "drop_points" else FACTS[row["fact"]][1])
+    if row["fact"] == "drop_points":
+        return words.fixed(number, style.places) + style.unit
+    return words.fixed(number, 2) + FACTS[row["fact"]][1]
 
 
 def _cell(row: Mapping[str, Any], found: Interval | None, parts: Sequence[tuple[str, Results]]) -> Cell:
@@ -104,13 +108,15 @@ def _cell(row: Mapping[str, Any], found: Interval | None, parts: Sequence[tuple[
         return Cell(text)
     if row["fact"] == "metric":
         return Cell(text, style.interval(found.low, found.high))
-    return Cell(text, words.between(found.low, found.high, 2))
+    return Cell(text, words.between(found.low, found.high, style.places if row["fact"] == "drop_points" else 2))
 
 
-def _verdict(row: Mapping[str, Any], found: Interval | None) -> Cell:
+def _verdict(row: Mapping[str, Any], found: Interval | None, parts: Sequence[tuple[str, Results]]) -> Cell:
     if found is None:
         return Cell("-", tone="muted")
     theirs, more = float(row["reference"]), FACTS[row["fact"]][0]
+    if row["fact"] in ("metric", "percent_of_float32"):
+        more = scores(_part(row, parts)).higher_is_better
     if theirs == found.value:
         return Cell("equal")
     ahead = (found.value > theirs) == more

@@ -110,7 +110,7 @@ def gap(found: NDArray[np.float64], other: NDArray[np.float64], metric: Any) -> 
 
 
 def agreement(found: NDArray[Any], baseline: NDArray[Any]) -> float:
-    """The share of samples on which both decide the same."""
+    """The share of decisions, one a sample or a pixel, in which both are the same."""
     return float(np.mean(found == baseline))
 
 
@@ -135,9 +135,9 @@ def _levels(samples: int) -> tuple[float, float]:
     """Which percentiles of a bootstrap over ``samples`` are a 95% interval: 2.5 and 97.5, further apart for few.
 
     A bootstrap forgets that few samples know their own spread badly, and that resampling loses some of it: of 14, its
-    2.5th to 97.5th percentiles hold the truth 92 times in a hundred and these 95; of 5, 83 and 90. Expanded percentiles
-    (Hesterberg 2015, section 5.1): those of Student's t times sqrt(n / (n - 1)), with t by its expansion in powers of
-    1 / degrees (Abramowitz and Stegun 26.7.5).
+    2.5th to 97.5th percentiles hold the truth 92 times in a hundred and these 95; of 5, 83 and 90; of fewer, resamples
+    do not reach far enough for any percentiles to do. These are expanded percentiles (Hesterberg 2015, section 5.1):
+    those of Student's t times sqrt(n / (n - 1)), with t by its expansion in 1 / degrees (Abramowitz, Stegun 26.7.5).
     """
     degrees, normal = max(samples - 1, 1), NormalDist()
     z = normal.inv_cdf(0.975)

@@ -132,9 +132,17 @@ def test_a_builds_folder_knows_its_data(tmp_path: Path):
     path = bundles.write_bundle(tmp_path, "fp32", metric=metric)
     found = sample.full()
     own = replace(found.variants[0], bundle=path.name)
-    results = replace(found, variants=(own,), dataset="digits", data_options=options, contrasts=(), refusals=())
+    places = {"root": "/nowhere", "download": False}  # as another machine might have written them
+    results = replace(
+        found, variants=(own,), dataset="digits", data_options=options | places, contrasts=(), refusals=()
+    )
     records.save(results, tmp_path / "results.json")
     assert accuracy(tmp_path).exit_code == 0
+    assert accuracy(path, tmp_path).exit_code == 0
     assert "is not the one that" in accuracy(path).output
     assert "is not the one that" in accuracy(tmp_path, "--data", "evaluation_samples=40").output
     assert accuracy(path, "--data", "evaluation_samples=50").exit_code == 0
+    records.save(replace(results, data_options={"wrong": 1}), tmp_path / "results.json")
+    refused = accuracy(tmp_path)
+    assert refused.exit_code == 2
+    assert "results.json, data_options" in refused.output

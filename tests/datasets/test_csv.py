@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qdeploy.core.errors import QDeployError
+from qdeploy.datasets import csv as csv_module
 from qdeploy.datasets.csv import Dataset
 from qdeploy.runner import preprocess
 
@@ -149,7 +150,7 @@ GOOD = ["30,Rome,1.5,a", "31,Rome,1.6,b", "32,Rome,1.7,a", "33,Rome,1.8,b"]
             [f"{1.7e12 + i},Rome,1,{'ab'[i % 2]}" for i in range(9)],
             {},
             "column 'age': its values .* less than a model",
-            "mean",
+            "Shift or scale",
         ),
     ],
 )
@@ -194,6 +195,37 @@ def test_rows_without_a_cell_are_left_out(tmp_path: Path):
     plain = table(tmp_path / "a.csv", [*GOOD, *GOOD])
     other = table(tmp_path / "b.csv", [*GOOD, "", ",,,", " , ,,", *GOOD])
     assert np.array_equal(plain._arrays[0], other._arrays[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "cells"),
+    [
+        ('"height;cm;x","weight;kg;y",grade\n1,2,a\n', ",", 3),
+        ("p|a|b,q|c,grade\n1,2,a\n", ",", 3),
+        ('"a\nx";b;grade\n1;2;a\n', ";", 3),
+        (",,\n\na;b;grade\n1;2;a\n", ";", 3),
+        ("a,b;c,d;e\n1,5;2,5;x\n", ",", 3),
+        ("a b;c;e\n1,5;2,5;x\n", ";", 3),
+        ("grade\n1\n", ",", 1),
+    ],
+)
+def test_separators_within_names(tmp_path: Path, text: str, separator: str, cells: int):
+    (tmp_path / "a.csv").write_text(text)
+    assert csv_module._separator(text) == separator
+    assert len(Dataset(path=str(tmp_path / "a.csv"), target="grade")._header) == cells
+
+
+def test_unnamed_columns_that_nobody_reads(tmp_path: Path):
+    rows = [f"{i},{i}.5,{'ab'[i % 2]},," for i in range(20)]
+    header = "age,height,grade,,"
+    assert table(tmp_path / "a.csv", rows, header, drop=[""], categorical=[]).columns == ["age", "height"]
+    assert table(tmp_path / "a.csv", rows, header, features=["age"], categorical=[]).columns == ["age"]
+
+
+def test_one_number_written_in_several_ways_is_one(tmp_path: Path):
+    rows = [f"{('0.3', '0.30000000000000004')[i % 2]},Rome,{i},{'ab'[i % 2]}" for i in range(20)]
+    dataset = table(tmp_path / "a.csv", rows)
+    assert not preprocess(dataset.split("train")[0], dataset.preprocessing)[:, 0].any()
 
 
 def test_numbers_that_float32_rounds_a_little(tmp_path: Path):

@@ -51,13 +51,13 @@ def plain(seed: int = 0) -> nn.Module:
     return net
 
 
-def prepared(net, method="lsq", weights=4, activations=4, **options):
+def prepared(net, method="lsq", weights=4, activations=4, *, portable=True, **options):
     graph = capture(net, IMAGES[:2])
     norms = fold(graph)
     normalize(graph)
     schemes = layer_schemes(weighted_layers(graph), weight_bits=weights, activation_bits=activations, **options)
     placement = place(graph, layers=schemes)
-    return qat.prepare(graph, placement, norms, [IMAGES], fake_quant=method), placement
+    return qat.prepare(graph, placement, norms, [IMAGES], fake_quant=method, portable=portable), placement
 
 
 def train(graph, steps=5, lr=0.05):
@@ -189,10 +189,14 @@ def test_a_batch_norm_behind_a_sum_ships_as_a_layer_of_its_own():
     assert coverage(to_onnx(graph, IMAGES[:2])).integer_mac_share == 1.0
 
 
-def test_residual_networks_train_and_ship():
-    graph, placement = prepared(network())
+@pytest.mark.parametrize("portable", [True, False])
+def test_residual_networks_train_and_ship(portable):
+    """The scales at which all kernels add alike are chosen at the end: the one thing that training does not see."""
+    graph, placement = prepared(network(), portable=portable)
     train(graph)
-    qat.finish(graph, placement)
+    trained = answers(graph)
+    qat.finish(graph, placement, portable=portable)
+    assert sqnr_db(trained, answers(graph)) > (30 if portable else 60)
     model = to_onnx(graph, IMAGES[:2])
     assert parity(model, [{"x": IMAGES.numpy()}]).differing_codes == 0
     operators = {node.op_type for node in onnx.load_from_string(model).graph.node}
@@ -209,6 +213,23 @@ def test_qil_folds_the_start_of_an_interval_into_the_bias_before_it():
     qat.finish(graph, placement)
     assert sqnr_db(trained, answers(graph)) > 60
     assert parity(to_onnx(graph, IMAGES[:2]), [{"x": IMAGES.numpy()}]).differing_codes == 0
+
+
+def test_qil_gives_a_bias_to_a_layer_without_one():
+    """The start of the interval behind it, on the steps that ship."""
+    torch.manual_seed(0)
+    net = Net(
+        lambda m, x: m.head(m.b(m.a(x).relu()).relu().mean((2, 3))),
+        a=conv(3, 8, bias=False), b=conv(bias=False), head=nn.Linear(8, 4),
+    )  # fmt: skip
+    graph, placement = prepared(randomise(net), "qil")
+    biases = [name for name, parameter in graph.named_parameters() if not parameter.requires_grad]
+    assert biases == ["a.own_bias"]
+    train(graph, steps=20)
+    assert not any(graph.get_parameter(name).any() for name in biases)
+    trained = answers(graph)
+    qat.finish(graph, placement)
+    assert sqnr_db(trained, answers(graph)) > 60
 
 
 def test_the_layers_that_are_exempt_are_plain_8_bits():

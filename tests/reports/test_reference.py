@@ -73,6 +73,10 @@ def test_a_drop_of_decibels_is_in_decibels() -> None:
         variants=tuple(replace(v, metric=replace(v.metric, higher_is_better=False)) for v in in_decibels.variants),
     )
     assert reference.value("drop_points", errors.variants[3], errors) == found
+    better = reference.columns(
+        {"rows": [row(fact="metric", reference=0.1), row(fact="metric", reference=99)]}, [("", errors)]
+    )
+    assert [cell.text for cell in better[-1].cells] == [reference.WORSE, reference.BETTER]
     loss = reference.value("loss_percent", errors.variants[3], errors)
     assert loss is not None
     assert loss.value < 0
