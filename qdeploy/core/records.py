@@ -196,9 +196,7 @@ class Variant:
     half_precision: tuple[HalfPrecision, ...] = ()  # of the weights that are stored in 16 bits
     also: tuple[SplitMetric, ...] = ()
     summary: Summary | None = None  # None for the baseline, and until latencies were measured
-    comparison: str = (
-        "exact"  # how golden outputs are compared elsewhere: "exact", or "close" where anything is float32
-    )
+    comparison: str = "exact"  # how golden outputs are compared elsewhere; "close" where anything is float32
 
 
 @dataclass(frozen=True, slots=True)
