@@ -81,6 +81,7 @@ def command(
     loaded = load(find(recipe), sets or (), only or (), profile=profile, pretrained=pretrained)
     # Only now what takes seconds to import: a wrong recipe is answered at once.
     from qdeploy import pipeline
+    from qdeploy.core.allocator import keep_freed_memory
     from qdeploy.reports.terminal import results_table
 
     folder = out or Path("runs") / loaded.folder
@@ -92,6 +93,7 @@ def command(
         console.print(f"{len(waiting)} stages to run." if waiting else "Nothing to do.", style="dim")
         return
     opened = logs.open_all(log)
+    keep_freed_memory()
     with _events() as events:
         results = pipeline.build(loaded, folder, events=events, measure=bench)
     console.print(results_table(results))

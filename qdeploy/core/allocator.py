@@ -1,0 +1,28 @@
+"""Memory that is freed stays with the process, for work that takes and frees the same large blocks in every step.
+
+glibc gives a large block back to the system when it is freed, and the system hands out and clears new pages when the
+next step asks for as much again. Training a VGG-11 on a CPU spent 17% of its time in that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+# Parameters of mallopt (malloc.h), and what they are set to: C ints, the threshold's limit on older glibc is 32 MiB.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+NEVER = 2**31 - 1
+SPARE = 64 << 20  # bytes by which the heap grows beyond what was asked for
+OLDER_LIMIT = 32 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Tell the C library of this process to keep what it frees; False where that is not known to be possible.
+
+    Child processes are not told: what they measure is what everybody's process would do.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    mapped = mallopt(MMAP_THRESHOLD, NEVER) or mallopt(MMAP_THRESHOLD, OLDER_LIMIT)
+    return bool(mapped and mallopt(TRIM_THRESHOLD, NEVER) and mallopt(TOP_PAD, SPARE))

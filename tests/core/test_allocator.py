@@ -1,0 +1,50 @@
+"""Memory that is freed stays with the process that asked for it, and with no other."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from qdeploy.core.allocator import keep_freed_memory
+
+STEPS, BLOCK = 10, 48 << 20
+
+# What a training step does to the C library: large blocks are taken, written and freed, again and again.
+SCRIPT = f"""
+import ctypes, resource, sys
+from qdeploy.core.allocator import keep_freed_memory
+
+def step():
+    blocks = [(ctypes.c_char * {BLOCK})() for _ in range(2)]
+    for block in blocks:
+        ctypes.memset(block, 1, {BLOCK})
+
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({STEPS}):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    """Pages that the system handed out during ten steps, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_blocks_are_used_again() -> None:
+    pages = 2 * STEPS * BLOCK // (2 << 20)  # at least: of 2 MiB, where the system has such large ones at hand
+    assert faults("given back") >= pages
+    assert faults("kept") < pages / 10
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()
