@@ -60,7 +60,7 @@ class Events:
 
     stage: Callable[[Stage], None] = lambda _: None
     training: Callable[[Any], None] = lambda _: None
-    bench: Callable[[Any], None] | None = None
+    bench: Callable[[str, float], None] | None = None
 
 
 def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool = True) -> Results:

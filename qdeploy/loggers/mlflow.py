@@ -25,7 +25,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 # "//user:password@" or "//token@"; passwords may have slashes and @: better too much is hidden than a part is shown.
 SECRET = re.compile(r"(?<!/)//(?:[^\s/@:]*:\S*|[^\s/?#]*)@")
-MOST_IN_A_BATCH = {"params": 100, "metrics": 1000}  # what a server takes in one request
+MOST_PARAMS, MOST_METRICS = 100, 1000  # what a server takes in one request
 
 
 class Logger(Log):
@@ -87,9 +87,10 @@ class Logger(Log):
         metrics = [Metric(_key(key), value, now, 0) for key, value in run.metrics.items()]
         for key, values in run.curves.items():
             metrics += [Metric(_key(key), value, now, epoch) for epoch, value in enumerate(values, start=1)]
-        for kind, entries in (("params", params), ("metrics", metrics)):
-            for start in range(0, len(entries), MOST_IN_A_BATCH[kind]):
-                self._client.log_batch(made, **{kind: entries[start : start + MOST_IN_A_BATCH[kind]]})
+        for start in range(0, len(params), MOST_PARAMS):
+            self._client.log_batch(made, params=params[start : start + MOST_PARAMS])
+        for start in range(0, len(metrics), MOST_METRICS):
+            self._client.log_batch(made, metrics=metrics[start : start + MOST_METRICS])
         for file in run.files:
             self._client.log_artifact(made, str(file))
         for name, text in run.texts.items():

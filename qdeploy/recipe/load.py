@@ -12,7 +12,7 @@ from qdeploy.recipe.find import base_of
 from qdeploy.recipe.outline import checked, with_baseline
 from qdeploy.recipe.overrides import apply, of_checkpoint, of_options, of_profile
 from qdeploy.recipe.problems import Problem, raise_problems
-from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, VariantRecipe
+from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, TrainRecipe, VariantRecipe
 from qdeploy.train.reference import find_file
 
 # Keyword arguments of qdeploy.train.reference.load_model, which a model cannot have as well.
@@ -134,7 +134,7 @@ def _check_input(recipe: Recipe, dataset: Any, problems: list[Problem]) -> None:
 
 def _check_augment(recipe: Recipe, shape: tuple[int, ...], problems: list[Problem]) -> None:
     """Images can be cropped and flipped, and nothing else."""
-    trains = {("train",): recipe.train}
+    trains: dict[tuple[str, ...], TrainRecipe | None] = {("train",): recipe.train}
     trains |= {("variants", name, "train"): v.train for name, v in recipe.variants.items() if v.method == "qat"}
     for at, train in trains.items():
         if train is not None and train.augment and len(shape) != 3:

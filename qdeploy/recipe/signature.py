@@ -72,7 +72,7 @@ def _unpacked(parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any])
 
 def _hints(call: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)  # type: ignore[misc]
+        return typing.get_type_hints(call.__init__ if inspect.isclass(call) else call)
     except (NameError, TypeError, AttributeError):  # annotations that name what is imported for type checkers only
         return {}
 

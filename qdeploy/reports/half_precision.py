@@ -43,9 +43,9 @@ def columns(results: Results, *, most: int | None = None) -> tuple[Column, ...]:
         rows = [*(known.get(name) for name in names), total(variant)]
         name = variant.name
         listed += [
-            Column(f"beyond {name}", f"{name}: beyond range", tuple(_count(w and w.overflows) for w in rows)),
-            Column(f"zeros {name}", f"{name}: become 0", tuple(_count(w and w.zeros) for w in rows)),
-            Column(f"subnormal {name}", f"{name}: subnormal", tuple(_count(w and w.subnormals) for w in rows)),
+            Column(f"beyond {name}", f"{name}: beyond range", tuple(_count(w.overflows if w else None) for w in rows)),
+            Column(f"zeros {name}", f"{name}: become 0", tuple(_count(w.zeros if w else None) for w in rows)),
+            Column(f"subnormal {name}", f"{name}: subnormal", tuple(_count(w.subnormals if w else None) for w in rows)),
             Column(f"error {name}", f"{name}: largest relative error", tuple(_error(w) for w in rows)),
         ]
     return tuple(listed)

@@ -96,7 +96,8 @@ def _by_cell(results: Results) -> dict[tuple[int, str], Variant | Refusal]:
     """What was built of each (width, row)."""
     labels = bits.labels(results)
     found: dict[tuple[int, str], Variant | Refusal] = {}
-    for one in (*results.variants, *results.refusals):
+    asked: tuple[Variant | Refusal, ...] = (*results.variants, *results.refusals)
+    for one in asked:
         width = bits.weight_bits(one)
         if one.name != results.baseline and width is not None and one.method not in bits.STORED:
             found[width, labels.get(one.name, bits.label(one))] = one
