@@ -1,6 +1,7 @@
 """Results pages: run a recipe from nothing, keep its results as JSON, and make the pages from that JSON.
 
-    python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--out DIR] [--only-page] [--set KEY=VALUE ...]
+    python benchmarks/publish.py recipes/digits.yaml [--threads 1] [--out DIR] [--only-page]
+        [--set KEY=VALUE ...] [--only VARIANT ...]
     python benchmarks/publish.py recipes/cifar10_portable.yaml --places local,qemu:Haswell,local/ort_web --samples 500
     python benchmarks/publish.py recipes/qat_eval/lstm.yaml --page qat_eval --part lstm
     python benchmarks/publish.py --page eurosat --reference reference.json
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build and bench a recipe, in an empty folder or going on in ``out``, and keep what was measured."""
     recipe, out, threads = arguments.recipe, arguments.out, arguments.threads
     options = [word for text in arguments.set for word in ("--set", text)]
+    options += [word for name in arguments.only for word in ("--only", name)]
     options += ["--profile", arguments.profile] if arguments.profile else []
     build = ["build", recipe, *options, "--no-bench"]
     bench = ["--threads", threads, "--seconds", arguments.seconds]
@@ -123,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", default="5")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--only", action="append", default=[], metavar="VARIANT")
     parser.add_argument("--profile", default="")
     parser.add_argument("--only-page", action="store_true")
     parser.add_argument("--places", default="")
