@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qdeploy.core import saturation
 from qdeploy.core.scheme import QScheme
 
 
@@ -16,16 +17,38 @@ def codes_below(scheme: QScheme, limit: int) -> list[int]:
     return [max((code for code in codes if code <= most), default=codes[0]) for most in range(limit + 1)]
 
 
+def _lined_up(values: Tensor) -> Tensor:
+    """``values`` [C_out, ...] with the two of every pair at 2k and 2k + 1 of axis 1 (saturation.pair_indices).
+
+    Without a copy where the input channels are even in number: a pair lies within a kernel position then.
+    """
+    if values.shape[1] % 2 == 0:
+        return values
+    rows = values.movedim(1, -1).flatten(1)
+    return F.pad(rows, (0, rows.shape[1] % 2))
+
+
+def _put_back(lined: Tensor, shape: torch.Size) -> Tensor:
+    """What ``_lined_up`` made of values of ``shape``, in that shape."""
+    if shape[1] % 2 == 0:
+        return lined
+    rows = lined[:, : math.prod(shape[1:])]
+    return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+
+
 @torch.no_grad()
 def widening(steps: Tensor, scheme: QScheme, limit: int) -> Tensor:
     """What each channel's steps [C_out, ...] are to be divided by so that their pairs come within ``limit``: [C_out].
 
     At least 1. Steps beyond the scheme count as its outermost codes. Rounding may still carry a pair over by one.
     """
-    pairs = torch.as_tensor(saturation.pair_indices(tuple(steps.shape)), device=steps.device)
-    reachable = F.pad(steps.clamp(scheme.qmin, scheme.qmax).flatten(1), (0, 1))[:, pairs]
-    sums = torch.maximum(reachable.clamp_min(0).sum(-1), -reachable.clamp_max(0).sum(-1))
-    return (sums.amax(1) / limit).clamp_min(1.0) if sums.numel() else torch.ones(len(steps))
+    if not steps.numel():
+        return torch.ones(len(steps), device=steps.device)
+    reachable = _lined_up(steps.clamp(scheme.qmin, scheme.qmax))
+    # Two of one sign count together, two of different signs each alone, which is more than their sum.
+    together = (reachable[:, 0::2] + reachable[:, 1::2]).flatten(1).abs().amax(1)
+    alone = reachable.flatten(1).abs().amax(1)
+    return (torch.maximum(together, alone) / limit).clamp_min(1.0)
 
 
 def limit_pairs(codes: Tensor, steps: Tensor, scheme: QScheme, limit: int) -> Tensor:
@@ -34,17 +57,20 @@ def limit_pairs(codes: Tensor, steps: Tensor, scheme: QScheme, limit: int) -> Te
     ``steps``, of their shape and dtype, are what the codes round. A pair goes to the point nearest to its steps: both
     give way alike, and of codes of the scheme the second is the largest that still fits.
     """
-    first, second = torch.as_tensor(saturation.pair_indices(tuple(codes.shape)), device=codes.device).unbind(1)
-    rows, wanted = (F.pad(x.flatten(1), (0, 1)) for x in (codes, steps))
-    a, b, sign = rows[:, first], rows[:, second], rows[:, first].sign()
-    over = (a * b > 0) & ((a + b).abs() > limit)
-    if not over.any():
+    lined, wanted = _lined_up(codes), _lined_up(steps)
+    first, second = lined[:, 0::2], lined[:, 1::2]
+    # Few pairs are beyond, so all else is done with those alone.
+    over = ((first + second).abs() > limit).nonzero(as_tuple=True)
+    one_sign = first[over] * second[over] > 0
+    over = tuple(axis[one_sign] for axis in over)
+    if not len(over[0]):
         return codes
     below = torch.tensor(codes_below(scheme, limit), dtype=codes.dtype, device=codes.device)
-    excess = ((wanted[:, first] + wanted[:, second]) * sign - limit) / 2
+    sign, share = first[over].sign(), wanted[:, 0::2][over]
+    excess = ((share + wanted[:, 1::2][over]) * sign - limit) / 2
     least = below[below > 0].min()
-    share = (wanted[:, first] * sign - excess).clamp(least, limit - least).round()
-    x = below[share.long()]
+    x = below[(share * sign - excess).clamp(least, limit - least).round().long()]
     y = below[(limit - x).long()]
-    rows[:, first], rows[:, second] = torch.where(over, sign * x, a), torch.where(over, sign * y, b)
-    return rows[:, :-1].reshape(codes.shape)
+    made = lined.clone()
+    made[:, 0::2][over], made[:, 1::2][over] = sign * x, sign * y
+    return _put_back(made, codes.shape)
