@@ -53,8 +53,11 @@ def main() -> None:
         if arguments.recipe:
             data = placed(data, run(arguments), arguments.part)
         write_json(file, {**data, **said})
-    for path, content in results_pages.every_page(PAGES, ROOT / "README.md").items():
+    pages = results_pages.every_page(PAGES, ROOT / "README.md")
+    for path, content in pages.items():
         write_atomic(path, content)
+    for path in set(PAGES.glob("*.svg")) - set(pages):  # of a page that had one result and now has parts
+        path.unlink()
 
 
 def placed(data: dict[str, Any], record: dict[str, Any], part: str) -> dict[str, Any]:
