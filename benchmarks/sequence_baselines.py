@@ -28,6 +28,12 @@ def followers(histories: NDArray[np.integer], targets: NDArray[np.integer], item
     return total
 
 
+def hidden(scores: NDArray[np.float64], histories: NDArray[np.integer]) -> NDArray[np.float64]:
+    """``scores`` [N, items + 1] without what the users have: nobody is recommended that, as in models/sasrec.py."""
+    np.put_along_axis(scores, histories.astype(np.int64), -1.0, axis=1)
+    return scores
+
+
 def measure(name: str, scores: Iterator[NDArray[np.float64]], targets: NDArray[np.integer]) -> None:
     """Print the metrics of scores that come ``USERS`` rows at a time."""
     rows: dict[str, list[NDArray[np.float64]]] = {metric: [] for metric in METRICS}
@@ -47,10 +53,12 @@ def main() -> None:
     popular = np.bincount(bought, minlength=data.items + 1) / (len(bought) + 1)
     starts = range(0, len(targets), USERS)
 
-    measure("popularity", (np.tile(popular, (len(targets[s : s + USERS]), 1)) for s in starts), targets)
+    tiled = (hidden(np.tile(popular, (len(asked[s : s + USERS]), 1)), asked[s : s + USERS]) for s in starts)
+    measure("popularity", tiled, targets)
     for window in (1, WINDOW):
         counts = followers(histories, bought, data.items, window)
-        found = (counts[asked[s : s + USERS, -1]].toarray() + popular / window for s in starts)
+        raw = ((asked[s : s + USERS], counts[asked[s : s + USERS, -1]].toarray()) for s in starts)
+        found = (hidden(scores + popular / window, histories) for histories, scores in raw)
         measure(f"what followed within {window} purchase{'s' * (window > 1)}", found, targets)
 
 

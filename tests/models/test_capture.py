@@ -79,6 +79,16 @@ def test_sasrec_is_causal(repository: Path):
     assert not torch.allclose(states[0][:, -1], states[1][:, -1], atol=1e-2)
 
 
+def test_sasrec_recommends_nothing_that_is_there_already(repository: Path):
+    """A tied table would have the last item on top: its state is near its own row."""
+    history = token_ids(6, 8, 30)
+    with torch.no_grad():
+        scores = sasrec(repository)(history)
+    there = torch.zeros_like(scores, dtype=torch.bool).scatter(1, history, value=True)
+    assert (scores[there] == scores.min()).all()
+    assert (scores[~there] > scores.min()).all()
+
+
 def test_sasrec_shares_its_table_where_tied(repository: Path):
     model = sasrec(repository)
     assert model.scores.weight is model.items.weight
