@@ -29,7 +29,7 @@ def followers(histories: NDArray[np.integer], targets: NDArray[np.integer], item
 
 
 def hidden(scores: NDArray[np.float64], histories: NDArray[np.integer]) -> NDArray[np.float64]:
-    """``scores`` [N, items + 1] without what the users have: nobody is recommended that, as in models/sasrec.py."""
+    """``scores`` [N, items + 1] without the items of the given histories, as in models/sasrec.py."""
     np.put_along_axis(scores, histories.astype(np.int64), -1.0, axis=1)
     return scores
 

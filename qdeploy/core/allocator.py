@@ -1,7 +1,7 @@
 """Memory that is freed stays with the process, for work that takes and frees the same large blocks in every step.
 
 glibc gives a large block back to the system when it is freed, and the system hands out and clears new pages when the
-next step asks for as much again. Training a VGG-11 on a CPU spent 17% of its time in that.
+next step asks for as much again. benchmarks/training_memory.py measures what that costs.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ STEPS, BLOCK = 10, 48 << 20
 
 # What a training step does to the C library: large blocks are taken, written and freed, again and again.
 SCRIPT = f"""
-import ctypes, resource, sys
+import ctypes, resource, subprocess, sys
 from qdeploy.core.allocator import keep_freed_memory
 
 def step():
@@ -22,8 +22,11 @@ def step():
     for block in blocks:
         ctypes.memset(block, 1, {BLOCK})
 
-if sys.argv[1] == "kept":
+how, program = sys.argv[1:]
+if how != "given back":
     assert keep_freed_memory()
+if how == "in a child":
+    raise SystemExit(subprocess.run([sys.executable, "-c", program, "given back", program]).returncode)
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({STEPS}):
@@ -34,7 +37,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(how: str) -> int:
     """Pages that the system handed out during ten steps, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how, SCRIPT], check=True, capture_output=True, text=True)
     return int(done.stdout)
 
 
@@ -43,6 +46,7 @@ def test_freed_blocks_are_used_again() -> None:
     pages = 2 * STEPS * BLOCK // (2 << 20)  # at least: of 2 MiB, where the system has such large ones at hand
     assert faults("given back") >= pages
     assert faults("kept") < pages / 10
+    assert faults("in a child") >= pages
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from qdeploy.core.elementwise import Operand, disagreements
 from qdeploy.core.scheme import QScheme
 from qdeploy.export import artifact
 from qdeploy.quant.codes import nearest_codes
-from qdeploy.quant.pairs import codes_below, limit_pairs
+from qdeploy.quant.pairs import codes_below, limit_pairs, widening
 from qdeploy.quant.portable import breaks, constrain
 from qdeploy.quant.rounding import nearest
 from qdeploy.verify.portability import portability
@@ -42,19 +42,39 @@ def inputs(size: int) -> np.ndarray:
     return x.T @ x / len(x)
 
 
+SHAPES = [(40, 6, 3, 3), (40, 3, 3, 3), (40, 5, 2, 2), (40, 1, 3, 3), (40, 7), (40, 8), (40, 3, 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scheme", [SCHEME, QScheme(8, signed=True), schemes.weight(7, grid="midrise")])
-def test_limited_codes_keep_the_rule_and_are_of_the_scheme(scheme):
-    steps = torch.from_numpy(RNG.normal(0, 80, (40, 6, 3, 3)))
+def test_limited_codes_keep_the_rule_and_are_of_the_scheme(scheme, shape):
+    steps = torch.from_numpy(RNG.normal(0, 80, shape))
     codes = torch.from_numpy(nearest_codes(steps.numpy(), scheme))
     found = limit_pairs(codes, steps, scheme, LIMIT)
+    assert found.shape == codes.shape
     assert breaks(codes.numpy(), LIMIT)
     assert not breaks(found.numpy(), LIMIT)
     assert scheme.contains(found.numpy().astype(np.int8))
     keeps = saturation.pair_sums(codes.numpy().astype(np.int64)) <= LIMIT
     pairs = saturation.pair_indices(tuple(codes.shape))
-    flat, before = found.flatten(1).numpy(), codes.flatten(1).numpy()
+    # Behind the last weight a 0, which is what a weight without a partner is added to.
+    flat, before = (np.pad(values.flatten(1).numpy(), ((0, 0), (0, 1))) for values in (found, codes))
     for pair, kept in zip(pairs, keeps.T, strict=True):
         np.testing.assert_array_equal(flat[kept][:, pair], before[kept][:, pair])
+        assert (flat[~kept][:, pair] != before[~kept][:, pair]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_widened_steps_come_within_the_limit_and_no_further(shape):
+    """Judged by core/saturation.py, which knows the pairs by their indices."""
+    steps = torch.from_numpy(RNG.normal(0, 40, shape) * np.linspace(0.1, 2, 40).reshape(-1, *[1] * (len(shape) - 1)))
+    factor = widening(steps, SCHEME, LIMIT)
+    reachable = np.pad(steps.clamp(SCHEME.qmin, SCHEME.qmax).flatten(1).numpy(), ((0, 0), (0, 1)))
+    pairs = reachable[:, saturation.pair_indices(shape)]
+    largest = np.maximum(*(np.maximum(signed, 0).sum(-1) for signed in (pairs, -pairs))).max(1)
+    np.testing.assert_allclose(factor.numpy(), np.maximum(largest / LIMIT, 1.0), rtol=1e-12)
+    assert factor.min() == 1
+    assert factor.max() > 1
 
 
 def test_a_limited_pair_is_the_nearest_one_that_fits():
