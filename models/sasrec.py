@@ -60,7 +60,7 @@ class SASRec(nn.Module):
     """Item ids int64 [N, T], 0 in front where there are fewer, to scores [N, items + 1]: column i is item i.
 
     A position sees itself and what came before. The scores of the last one are its products with the table of all
-    items (equation 6), or, where not ``tied``, with a linear layer's own. Items of the history score ``HIDDEN``.
+    items (equation 6), or, where not ``tied``, with a linear layer's own. Items of ``history`` itself score ``HIDDEN``.
     """
 
     def __init__(
@@ -100,5 +100,5 @@ class SASRec(nn.Module):
         x = self.dropout(self.norm0(self.items(history) + self.positions(self.places)))
         for block in self.blocks:
             x = block(x, hidden)
-        # Nobody is recommended what he has, as when the paper ranks; tied scores would have the last item on top.
+        # The authors rank among what a user does not have, too; tied scores would put the history's last item on top.
         return self.scores(self.norm(x)[:, -1]).scatter(1, history, HIDDEN)

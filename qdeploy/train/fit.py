@@ -164,7 +164,7 @@ def _taught(
         with torch.no_grad():
             wanted = teacher(inputs)
         follow = loss.taught(outputs, wanted)
-        if distillation == 1:  # over many classes the other part would take as long again
+        if distillation == 1:  # the other part counts for nothing
             return follow
         return distillation * follow + (1 - distillation) * loss.of(outputs, targets, label_smoothing)
 
