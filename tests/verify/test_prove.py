@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qdeploy import runner
 from qdeploy.core.errors import QDeployError
 from qdeploy.export import artifact
 from qdeploy.export.artifact import Artifact
@@ -147,3 +148,52 @@ def test_one_step_in_a_pooling_layer_is_reported_and_shipped(proof, artifacts, m
     found = prove(artifacts[1].model, RAW, TARGETS, preprocessing=STEPS, metric=Metric())
     assert found.parity.differing_codes == 0
     assert [layer.differing_codes for layer in found.parity.layers if not layer.exact] == [9]
+
+
+class Masked(nn.Module):
+    """Scores of which some say "not this one"."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.net(x)
+        return torch.cat([scores, torch.full_like(scores, -1e4)], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["float32", "quantized"])
+def test_golden_outputs_with_a_mask_among_them_refuse_other_answers(kind):
+    floating, quantized = made(Masked(classifier()))
+    model = (floating if kind == "float32" else quantized).model
+    found = prove(model, RAW, TARGETS, preprocessing=STEPS, metric=Metric())
+    ((name, golden),) = ((k, v) for k, v in found.golden.items() if k.startswith("output."))
+    bundle = {
+        "manifest": {
+            "name": kind, "outputs": [{"name": name.removeprefix("output.")}],
+            "golden": {"comparison": "close", "tolerance": found.tolerance},
+        },
+        "golden": found.golden,
+    }  # fmt: skip
+    answered = {name.removeprefix("output."): golden}
+    assert runner.compare_golden(bundle, answered)["passed"]
+    for wrong in (np.where(golden == -1e4, golden, -golden), np.where(golden == -1e4, golden, 0)):
+        answers = {key: wrong.astype(golden.dtype) for key in answered}
+        assert not runner.compare_golden(bundle, answers)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([[1.0, -2.0, 0.5]], 2e-3),
+        ([[1.0, -1e4, -1e4, 2.0]], 1e-2),  # what is left of the mask: its last bits
+        ([[1.0, -1e4, 2.0]], 10.0),  # a value that stands alone is an answer
+        ([[1.0, -np.inf, 2.0, np.nan]], 2e-3),
+        ([[1.0, 1.0, 1e-4]], 1e-6),  # probabilities that saturate
+        ([[0.0, 5.0, 5.0]], 5e-3),
+        ([[0.0]], 1e-9),
+        ([[3.0], [40.0]], 4e-2),
+    ],
+)
+def test_tolerance_is_a_share_of_the_answers(answers, expected):
+    assert prove_module._tolerance([np.array(a, np.float32) for a in answers], 1e-3) == pytest.approx(expected)
