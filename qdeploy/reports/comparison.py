@@ -107,11 +107,12 @@ def explanations(results: Results) -> dict[str, tuple[str, str]]:
     variants, style = results.variants, scores(results)
     split = f" of {results.dataset}" if results.dataset else ""
     samples = f"{variants[0].metric.samples:,} " if variants else ""
+    interval = words.interval(min((variant.metric.samples for variant in variants), default=0))
     methods = [METHODS[m] for m in dict.fromkeys(v.method for v in variants) if m in METHODS]
     texts = {
         "method": "how the variant was made: " + "; ".join(methods),
-        "metric": f"the exported model run in onnxruntime on {samples}evaluation samples{split}. [low, high] is a 95% "
-        f'interval; a difference whose interval includes 0 (a speed-up: 1) is "{words.NO_DIFFERENCE}"',
+        "metric": f"the exported model run in onnxruntime on {samples}evaluation samples{split}. [low, high] is "
+        f'{interval}; a difference whose interval includes 0 (a speed-up: 1) is "{words.NO_DIFFERENCE}"',
         "delta": f"the {style.noun} of the variant minus that of {results.baseline}, on the same samples; its interval "
         "is a paired bootstrap",
         "size": "model.onnx, without the rest of its bundle",

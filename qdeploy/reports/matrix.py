@@ -74,8 +74,14 @@ def note(parts: Sequence[tuple[str, Results]]) -> str:
         f"{part}: {scores(results).label} on {results.variants[0].metric.samples:,} evaluation samples"
         for part, results in parts
     )
+    kinds: dict[str, list[str]] = {}
+    for part, results in parts:
+        kinds.setdefault(words.interval(results.variants[0].metric.samples), []).append(part)
+    intervals = "; ".join(
+        f"{kind} ({words.listed(names)})" if len(kinds) > 1 else kind for kind, names in kinds.items()
+    )
     return (
-        f"{metrics}. [low, high] is a 95% interval. Per cent of no quantization: the metric over float32's, with the "
+        f"{metrics}. [low, high] is {intervals}. Per cent of no quantization: the metric over float32's, with the "
         "interval of their paired difference over float32's metric; 100% lies inside where there is no measurable "
         "difference."
     )

@@ -92,6 +92,13 @@ def decibels(value: float | None) -> str:
     return "-" if value is None else f"{fixed(value, 1)} dB"
 
 
+def interval(samples: int) -> str:
+    """What an interval over so many samples is: few samples know their spread badly (verify/evaluate.py)."""
+    if samples >= 10:
+        return "a 95% interval"
+    return "a 95% interval, " + ("nearer to 90%" if samples >= 5 else "too narrow") + " with so few samples"
+
+
 def plural(number: int, noun: str) -> str:
     """A count and its noun: "1 thread", "2 threads"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

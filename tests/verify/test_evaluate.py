@@ -103,16 +103,17 @@ def test_intervals_cover_the_truth_about_95_times_in_100():
     assert covered >= 52
 
 
-def test_intervals_of_few_samples_cover_the_truth_too():
-    """Of ten samples in 138 of these 150 draws; plain percentiles of a bootstrap do in 131."""
+@pytest.mark.parametrize(("samples", "least"), [(10, 0.9), (5, 0.87)])
+def test_intervals_of_few_samples_cover_the_truth_too(samples, least):
+    """Of ten samples in 138 of these 150 draws; plain percentiles of a bootstrap do in 131. Reports say so of five."""
 
     class Mean(Metric):
         def value(self, rows):
             return float(rows.mean())
 
     rng = np.random.default_rng(0)
-    drawn = [difference(rng.normal(size=10), np.zeros(10), Mean()) for _ in range(150)]
-    assert sum(not found.excludes(0) for found in drawn) >= 0.9 * 150
+    drawn = [difference(rng.normal(size=samples), np.zeros(samples), Mean()) for _ in range(150)]
+    assert sum(not found.excludes(0) for found in drawn) >= least * 150
 
 
 def test_decisions_that_nobody_asked_for_do_not_count():
