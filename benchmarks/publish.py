@@ -9,9 +9,10 @@
 Builds the recipe into an empty folder, times the build, times the bundles, and writes docs/results/NAME.json. With
 --out a build that was interrupted goes on where it stood, and the page gives the time of each variant only. Then
 every docs/results/*.md, its pictures, the index and the table in README.md are made from the JSON files: no number is
-typed by hand, and tests/test_results_pages.py fails if a page and its JSON differ. ``--only-page`` makes the pages and
-runs nothing. With --places, TARGET or TARGET/RUNTIME each, the integer bundles are asked there as well, the first
-``--samples`` samples of the evaluation split, and the page compares their answers.
+typed by hand, and tests/test_results_pages.py fails if a page and its JSON differ. Pictures of no page are removed.
+``--only-page``, alone, makes the pages and runs nothing. With --places, TARGET or TARGET/RUNTIME each, the integer
+bundles are asked there as well, the first ``--samples`` samples of the evaluation split, and the page compares their
+answers.
 
 ``--page`` names the page, ``--part`` what was built as one of several results on it: each is put in its place and the
 others stay. ``--title`` and ``--about`` (a paragraph, for what was reduced and why) and ``--reference`` (a file with
@@ -32,6 +33,7 @@ from typing import Any
 
 import results_pages
 
+import qdeploy
 from qdeploy.core.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,8 @@ PAGES = ROOT / "docs" / "results"
 def main() -> None:
     """Run what the command line asks for, then make every page."""
     arguments = _parser().parse_args()
+    if arguments.only_page and len(sys.argv) > 2:
+        _parser().error("--only-page makes the pages from the JSON files as they are: give nothing else")
     name = arguments.page or (Path(arguments.recipe).stem if arguments.recipe else None)
     if name is None and not arguments.only_page:
         _parser().error("name a recipe or a page, or give --only-page")
@@ -92,7 +96,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         asked = [where for where in arguments.places.split(",") if where]
         answers = [ask(out, results, where, arguments.samples) for where in asked]
     commands += [command.replace(str(out), place) for command, _ in answers]
-    record: dict[str, Any] = {"commands": commands, "build_seconds": seconds, "results": results}
+    record: dict[str, Any] = {
+        "commands": commands, "commit": commit(), "build_seconds": seconds, "results": results,
+    }  # fmt: skip
     if answers:
         record["answers"] = [found for _, found in answers]
     return record
@@ -111,6 +117,13 @@ def ask(out: Path, results: dict[str, Any], place: str, samples: int) -> tuple[s
     for row in found["rows"]:
         row["bundle"] = Path(row["bundle"]).name
     return " ".join(["qdeploy", *words]), found
+
+
+def commit() -> str:
+    """The commit of the sources that ran, with "-dirty" behind it where they were changed."""
+    place = ["git", "-C", str(Path(qdeploy.__file__).parent)]
+    words = [*place, "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def without_histograms(results: dict[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def single(
     yield f"{mark} What the columns say\n\n{terminal.markdown_list(terminal.explained(results))}"
     yield from elsewhere(data, mark)
     yield "\n".join([f"{mark} How it was made\n", "```sh", *data["commands"], "```\n"])
+    if "commit" in data:
+        yield f"The sources were those of commit {data['commit']}.\n"
     yield f"{times(data, results)}\n"
 
 
