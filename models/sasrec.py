@@ -60,7 +60,8 @@ class SASRec(nn.Module):
     """Item ids int64 [N, T], 0 in front where there are fewer, to scores [N, items + 1]: column i is item i.
 
     A position sees itself and what came before. The scores of the last one are its products with the table of all
-    items (equation 6), or, where not ``tied``, with a linear layer's own. Items of ``history`` itself score ``HIDDEN``.
+    items (equation 6), or, where not ``tied``, with a linear layer's own. Items of ``history`` itself score ``HIDDEN``,
+    unless ``repeats`` says that they may be bought again: training cannot learn what is hidden.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class SASRec(nn.Module):
         heads: int = 1,
         dropout: float = 0.2,
         tied: bool = True,
+        repeats: bool = False,
     ) -> None:
         super().__init__()
+        self.repeats = repeats
         self.items = nn.Embedding(items + 1, channels, padding_idx=PADDING)
         self.positions = nn.Embedding(length, channels)
         self.norm0 = nn.LayerNorm(channels)
@@ -100,5 +103,6 @@ class SASRec(nn.Module):
         x = self.dropout(self.norm0(self.items(history) + self.positions(self.places)))
         for block in self.blocks:
             x = block(x, hidden)
+        scores = self.scores(self.norm(x)[:, -1])
         # The authors rank among what a user does not have, too; tied scores would put the history's last item on top.
-        return self.scores(self.norm(x)[:, -1]).scatter(1, history, HIDDEN)
+        return scores if self.repeats else scores.scatter(1, history, HIDDEN)

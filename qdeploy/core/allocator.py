@@ -9,20 +9,19 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# Parameters of mallopt (malloc.h), and what they are set to: C ints, the threshold's limit on older glibc is 32 MiB.
+# Parameters of mallopt (malloc.h), and what they are set to, C ints: -1 becomes the largest size there is.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
-NEVER = 2**31 - 1
+NEVER, LARGEST = -1, 2**31 - 1
 SPARE = 64 << 20  # bytes by which the heap grows beyond what was asked for
-OLDER_LIMIT = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library of this process to keep what it frees; False where that is not known to be possible.
+    """Tell the C library of this process to keep what it frees, blocks of 2 GiB and more excepted.
 
-    Child processes are not told: what they measure is what everybody's process would do.
+    False, and nothing is changed, where that is not possible: other libraries than glibc, and older ones, which return
+    every block above 32 MiB. Child processes are not told: what they measure is what everybody's process would do.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    mapped = mallopt(MMAP_THRESHOLD, NEVER) or mallopt(MMAP_THRESHOLD, OLDER_LIMIT)
-    return bool(mapped and mallopt(TRIM_THRESHOLD, NEVER) and mallopt(TOP_PAD, SPARE))
+    return bool(mallopt(MMAP_THRESHOLD, LARGEST) and mallopt(TRIM_THRESHOLD, NEVER) and mallopt(TOP_PAD, SPARE))

@@ -225,7 +225,7 @@ class Contrast:
 
 
 # Options of a data set that say where its files are on one machine: they are not kept, and a results.json from
-# elsewhere chooses no file to read or to download.
+# elsewhere chooses no folder to read from and nothing to download.
 PLACES = frozenset({"root", "path", "download"})
 
 

@@ -138,14 +138,14 @@ class Dataset(HeldOutDataset):
         return header, body
 
     def _rows_of(self, text: str, separator: str) -> list[tuple[int, list[str]]]:
-        """The first line and the cells of every row that has any."""
+        """The first line and the cells of every row that has any; one of nothing but other separators has none."""
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows: list[tuple[int, list[str]]] = []
         line = 1
         try:
             for row in reader:
                 cells = [cell.strip() for cell in row]
-                if _says_something(cells):
+                if any(cells) and (len(cells) > 1 or _says_something(cells)):
                     rows.append((line, cells))
                 line = reader.line_num + 1
         except csv.Error as error:

@@ -31,7 +31,7 @@ _LAYERS = ("qdeploy.dynamic_lstm", "qdeploy.dynamic_linear")
 # Of differences, in root mean square, as shares of what is wanted. Between such layers and behind them both compute the
 # same integers, but a last bit may become another code, of which there are few where activations have few bits.
 TOLERANCE = 0.25
-# Of such a layer on the same inputs. Kernels are within 3e-7 of the graph; a last bit that becomes another code may be
+# Of such a layer on the same inputs. Kernels are within 1e-6 of the graph; a last bit that becomes another code may be
 # more than this in a small sample, but hardly in most samples. Another order of gates was 6e-3 or more where tried.
 LAYER_TOLERANCE = 1e-3
 SMALLEST = 1e-6

@@ -115,7 +115,7 @@ def fit(
     loss = loss_of(dataset.task)
     metric = plugins.load("metric", dataset.metric)()
     train, validation = _tensors(dataset, "train"), _tensors(dataset, "validation")
-    _require_fit(model, train, loss)
+    _require_fit(model, train, loss, label_smoothing)
     batches = max(len(train[0]) // batch_size, 1)
     rate = _schedule(schedule, lr, epochs * batches)
     order = torch.Generator().manual_seed(seed)
@@ -247,7 +247,7 @@ def _set_lr(optimizer: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def _require_fit(model: nn.Module, train: tuple[Tensor, Tensor], loss: Loss) -> None:
+def _require_fit(model: nn.Module, train: tuple[Tensor, Tensor], loss: Loss, label_smoothing: float) -> None:
     """Refuse a model that cannot be trained on these samples, before the first step."""
     inputs, targets = train[0][:2], train[1]
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -269,6 +269,7 @@ def _require_fit(model: nn.Module, train: tuple[Tensor, Tensor], loss: Loss) -> 
             "Wrap it in a module that returns the tensor alone.",
         )
     loss.check(outputs, targets)
+    loss.of(outputs, targets[:2], label_smoothing)
 
 
 def device_kind(device: str) -> str:

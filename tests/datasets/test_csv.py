@@ -260,3 +260,9 @@ def test_the_separator_is_found(tmp_path: Path, separator: str):
     found = Dataset(path=str(tmp_path / "a.csv"), target="grade", calibration=1)
     assert found.columns == ["a", "b"]
     assert found._table == Dataset(path=str(found.path), target="grade", separator=separator)._table
+
+
+def test_cells_of_other_separators_are_cells(tmp_path: Path):
+    (tmp_path / "a.csv").write_text('mark,grade\n";",yes\n"|","no"\n";","|"\n,\n1,yes\n')
+    found = Dataset(path=str(tmp_path / "a.csv"), target="grade", separator=",")
+    assert [row for _, row in found._table[1]] == [[";", "yes"], ["|", "no"], [";", "|"], ["1", "yes"]]

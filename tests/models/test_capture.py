@@ -89,6 +89,18 @@ def test_sasrec_recommends_nothing_that_is_there_already(repository: Path):
     assert (scores[~there] > scores.min()).all()
 
 
+def test_sasrec_recommends_again_where_that_is_asked_for(repository: Path):
+    history = token_ids(6, 8, 30)
+    model = sasrec(repository, repeats=True)
+    with torch.no_grad():
+        scores = model(history)
+        model.repeats = False
+        hidden = model(history)
+    assert scores.min() > -100
+    there = torch.zeros_like(scores, dtype=torch.bool).scatter(1, history, value=True)
+    assert torch.equal(hidden[~there], scores[~there])
+
+
 def test_sasrec_shares_its_table_where_tied(repository: Path):
     model = sasrec(repository)
     assert model.scores.weight is model.items.weight

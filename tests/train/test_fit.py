@@ -236,6 +236,23 @@ def test_a_model_that_cannot_be_trained_is_refused_before_the_first_step(answer,
         fit(_Answers(answer), Dataset(), epochs=1, lr=1e-3)
 
 
+@pytest.mark.parametrize("distillation", [0.0, 0.5, 1.0])
+def test_what_a_loss_cannot_do_is_refused_whoever_teaches(distillation):
+    class Values(Tiny):
+        task = "regression"
+        metric = "psnr"
+
+        def split(self, name):
+            raw, targets = super().split(name)
+            return raw, np.repeat(targets[:, None], 4, axis=1).astype(np.float32)
+
+    with pytest.raises(QDeployError, match="Label smoothing is for classes"):
+        fit(
+            network(), Values(), epochs=1, lr=0.1, label_smoothing=0.1, device="cpu", teacher=network(1),
+            distillation=distillation,
+        )  # fmt: skip
+
+
 def test_the_last_epoch_is_kept_where_that_is_asked_for():
     result = fit(Drifting(), Tiny(), epochs=4, lr=0.01, batch_size=10, device="cpu", keep="last")
     assert result.epoch == 4
