@@ -351,7 +351,7 @@ def _example(dataset: Any) -> Any:
 def _bits(variant: VariantRecipe) -> dict[str, Any]:
     """Which layer gets how many bits, as keyword arguments."""
     rules = [
-        Rule(rule.match, rule.weights and rule.weights.bits, rule.activations and rule.activations.bits)
+        Rule(rule.match, *(None if part is None else part.bits for part in (rule.weights, rule.activations)))
         for rule in variant.rules if rule.method is None
     ]  # fmt: skip
     return {

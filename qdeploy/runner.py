@@ -347,7 +347,8 @@ def read_zip(file: IO[bytes], size: int, limits: Mapping[str, int]) -> tuple[dic
     Each member has at most the bytes that ``limits`` gives it. ValueError for anything that is not as ``zip_header``
     and ``zip_directory`` would have written it.
     """
-    digest, members, headers, left = hashlib.sha256(), {}, [], size
+    digest, members, left = hashlib.sha256(), {}, size
+    headers: list[bytes] = []
     for name, limit in limits.items():
         found = file.read(30)
         length, claimed = int.from_bytes(found[26:28], "little"), int.from_bytes(found[22:26], "little")
@@ -700,7 +701,7 @@ def make_session(
 
 def provider_name(provider: str | None) -> str:
     """The name of a provider that is there: "CUDAExecutionProvider" of "CUDA" or "cuda". RunnerError."""
-    available = {name.removesuffix(PROVIDER).lower(): name for name in ort.get_available_providers()}
+    available: dict[str, str] = {name.removesuffix(PROVIDER).lower(): name for name in ort.get_available_providers()}
     found = available.get((provider or "CPU").removesuffix(PROVIDER).lower())
     if found is None:
         known = ", ".join(name.removesuffix(PROVIDER) for name in available.values())
@@ -1439,7 +1440,7 @@ def _to_range(pixels: np.ndarray, raw: dict[str, Any], path: Path) -> np.ndarray
     if (low, high) == (0, 255) or low <= pixels.min() <= pixels.max() <= high:
         return pixels
     print(f"note: the pixels of {path.name}, 0 to 255, are scaled to raw values, {low:g} to {high:g}", file=sys.stderr)
-    scaled = low + pixels * np.float64((high - low) / 255)
+    scaled: np.ndarray = low + pixels * np.float64((high - low) / 255)
     return scaled.astype(raw["dtype"]) if np.dtype(raw["dtype"]).kind == "f" else np.rint(scaled)
 
 

@@ -22,9 +22,9 @@ class QTensor:
     one need not check again.
     """
 
-    codes: NDArray[np.int8] | NDArray[np.uint8]
+    codes: NDArray[np.int8 | np.uint8]
     scale: Float32
-    zero_point: NDArray[np.int8] | NDArray[np.uint8]
+    zero_point: NDArray[np.int8 | np.uint8]
     scheme: QScheme
     axis: int | None = None
 

@@ -172,7 +172,8 @@ class Dataset(ArrayDataset):
 
 def _luminance(pixels: Image) -> Image:
     """Y of YCbCr, 16 to 235, of RGB [height, width, 3] (ITU-R BT.601), rounded to 8 bits."""
-    return np.rint(16 + pixels @ np.array([65.481, 128.553, 24.966]) / 255).astype(np.uint8)
+    luminance: Image = np.rint(16 + pixels @ np.array([65.481, 128.553, 24.966]) / 255).astype(np.uint8)
+    return luminance
 
 
 def _resized(image: Image, height: int, width: int) -> Image:

@@ -6,6 +6,7 @@ Arguments as in onnxruntime's docs/ContribOperators.md, as far as they are used 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
@@ -21,7 +22,7 @@ def _operator(
     given = []
     for entry in inputs:
         argument, kind = entry.split(": ")
-        option = {"param_option": _OPTIONAL} if kind.endswith("?") else {}
+        option: dict[str, Any] = {"param_option": _OPTIONAL} if kind.endswith("?") else {}
         given.append(OpSchema.FormalParameter(argument, f"tensor({kind.rstrip('?')})", **option))
     schema = OpSchema(
         name, _DOMAIN.domain, _DOMAIN.version, inputs=given,

@@ -67,7 +67,8 @@ def to_onnx(
     # torch leaves shapes of values that translations rewrote; stale ones make onnx's own tools refuse the model.
     del proto.graph.value_info[:]
     onnx.checker.check_model(proto, full_check=True)
-    return proto.SerializeToString(deterministic=True)
+    serialized: bytes = proto.SerializeToString(deterministic=True)
+    return serialized
 
 
 def _weights(model: ir.Model, graph_module: fx.GraphModule) -> list[tuple[ir.Value, QScheme]]:

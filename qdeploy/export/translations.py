@@ -53,7 +53,7 @@ def _quantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
     container = np.iinfo(dtype)
     if (qmin, qmax) == (container.min, container.max):
         return codes
-    low, high = (op.Constant(value=ir.tensor(np.asarray(limit, dtype))) for limit in (qmin, qmax))
+    low, high = (_constant(limit, dtype) for limit in (qmin, qmax))
     return op.Clip(codes, low, high)
 
 
@@ -67,7 +67,7 @@ def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias: Any, bidirectional: bool
     """LSTM. Its weights are stored as rows; constants.fold stores them in this shape."""
     directions, hidden = 1 + bidirectional, int(weight_hh.shape[1])
     w, r = (
-        op.Reshape(rows, op.Constant(value_ints=[directions, 4 * hidden, int(rows.shape[1])]))
+        op.Reshape(rows, _constant([directions, 4 * hidden, int(rows.shape[1])], np.int64))
         for rows in (weight_ih, weight_hh)
     )
     direction = "bidirectional" if bidirectional else "forward"
@@ -114,9 +114,9 @@ def _conv_with_pads(
     x: Any, weight: Any, bias: Any, stride: Sequence[int], pads: list[int], dilation: Sequence[int], groups: int
 ) -> Any:
     spatial = len(weight.shape) - 2
-    attributes = {"strides": _each(stride, spatial), "dilations": _each(dilation, spatial), "pads": pads}
+    strides, dilations = _each(stride, spatial), _each(dilation, spatial)
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    return op.Conv(*inputs, **attributes, group=groups)
+    return op.Conv(*inputs, strides=strides, dilations=dilations, pads=pads, group=groups)
 
 
 def _avg_pool(
@@ -153,16 +153,16 @@ def _pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None
     begins, ends = [0] * rank, [0] * rank
     for i in range(len(pad) // 2):
         begins[rank - 1 - i], ends[rank - 1 - i] = int(pad[2 * i]), int(pad[2 * i + 1])
-    pads = op.Constant(value_ints=[*begins, *ends])
+    pads = _constant([*begins, *ends], np.int64)
     if mode == "constant":
-        return op.Pad(x, pads, op.Constant(value_float=float(value or 0.0)))
+        return op.Pad(x, pads, _constant(float(value or 0.0), np.float32))
     return op.Pad(x, pads, mode=_PAD_MODES[mode])
 
 
 def _upsample_nearest(x: Any, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Any:
     """Resize by whole factors; normalization has turned every other one into index_select."""
     assert scale_factors is not None
-    scales = op.Constant(value_floats=[1.0, 1.0, *scale_factors])
+    scales = _constant([1.0, 1.0, *scale_factors], np.float32)
     return op.Resize(x, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
@@ -176,8 +176,14 @@ def _hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
 
 def _clamp(x: Any, min: float | None = None, max: float | None = None) -> Any:  # noqa: A002
     dtype = np.float32 if x.dtype is None else x.dtype.numpy()  # ids are clipped as well
-    low, high = (None if v is None else op.Constant(value=ir.tensor(np.asarray(v, dtype))) for v in (min, max))
+    low, high = (None if v is None else _constant(v, dtype) for v in (min, max))
     return op.Clip(x, low, high)
+
+
+def _constant(values: Any, dtype: Any) -> Any:
+    """Stored numbers, [] or [K]."""
+    tensor: Any = ir.tensor(np.asarray(values, dtype))
+    return op.Constant(value=tensor)
 
 
 def _each(value: Sequence[int], axes: int) -> list[int]:

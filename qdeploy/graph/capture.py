@@ -7,6 +7,7 @@ the Python code again. Every node learns the name of the PyTorch module it came 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -87,7 +88,8 @@ def _own_parameters(graph_module: fx.GraphModule) -> None:
 
     for module in graph_module.modules():
         for tensors in (module._parameters, module._buffers):
-            tensors.update({name: own(t) for name, t in tensors.items() if t is not None})  # type: ignore[call-overload]
+            named: Any = tensors  # of parameters in the one, of tensors in the other
+            named.update({name: own(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def _remove_guards(graph_module: fx.GraphModule) -> None:

@@ -6,6 +6,7 @@ After capture and folding, two graphs of the same model have the same nodes and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -220,7 +221,7 @@ def _to_depthwise(graph_module: fx.GraphModule, node: fx.Node, affine: Affine) -
 def _set_weight_and_bias(graph_module: fx.GraphModule, layer: fx.Node, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer parameters of its own under its own name: a weight shared with another layer stays untouched."""
     name = layer.meta[LAYER]
-    arguments = list(layer.args) + [None] * (3 - len(layer.args))
+    arguments: list[Any] = [*layer.args, *[None] * (3 - len(layer.args))]
     kwargs = {key: value for key, value in layer.kwargs.items() if key not in ("weight", "bias")}
     for index, (kind, value) in enumerate((("weight", weight), ("bias", bias)), start=1):
         if value is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from qdeploy.graph.operators import operator_name
@@ -56,7 +58,8 @@ def _stored_names(graph_module: fx.GraphModule) -> set[str]:
 
 def _call(node: fx.Node) -> str:
     """Which call of which module a node was traced in: the same text for all nodes of one call."""
-    return next(reversed(node.meta.get("nn_module_stack") or {"": None}))
+    calls: dict[str, Any] = node.meta.get("nn_module_stack") or {"": None}
+    return next(reversed(calls))
 
 
 def _module(node: fx.Node) -> tuple[str, bool]:

@@ -24,20 +24,21 @@ def products_to_linear(graph_module: fx.GraphModule) -> None:
 def flatten_linears(graph: fx.Graph) -> None:
     """Put reshapes around every linear layer on more than two dimensions, in place."""
     for node in list(graph.nodes):
-        if is_operator(node, "aten.linear") and len(shape_of(node.args[0])) > 2:  # type: ignore[arg-type]
+        if is_operator(node, "aten.linear") and len(shape_of(argument(node, 0, "input"))) > 2:
             _flatten_linear(graph, node)
 
 
 def _product_to_linear(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """X @ w, and bias + x @ w, with stored w [K, M]: a linear layer with weight w.T; x @ w.T is one with w itself."""
-    bias, x, w = node.args[:3] if is_operator(node, "aten.addmm") else (None, *node.args[:2])  # type: ignore[misc]
+    arguments: tuple[Any, ...] = node.args
+    bias, x, w = arguments[:3] if is_operator(node, "aten.addmm") else (None, *arguments[:2])
     turned = _transposed(w)
-    if not stored(turned or w) or stored(x) or len(shape_of(w)) != 2:  # type: ignore[arg-type]
+    if not stored(turned or w) or stored(x) or len(shape_of(w)) != 2:
         return
     plain = argument(node, 3, "beta", 1) == 1 and argument(node, 4, "alpha", 1) == 1
-    if bias is not None and not (stored(bias) and len(shape_of(bias)) == 1 and plain):  # type: ignore[arg-type]
+    if bias is not None and not (stored(bias) and len(shape_of(bias)) == 1 and plain):
         return
-    transposed = turned or _transpose(graph_module, node, w)  # type: ignore[arg-type]
+    transposed = turned or _transpose(graph_module, node, w)
     node.target, node.kwargs = aten.linear.default, {}
     node.args = (x, transposed) if bias is None else (x, transposed, bias)
 

@@ -93,7 +93,8 @@ def _shapes_of_torch(
 
 def reordered(gates: Tensor, order: list[int]) -> Tensor:
     """Rows [4 * H, ...] of the four gates in another order."""
-    return gates.unflatten(0, (4, -1))[order].flatten(0, 1)
+    rows: Tensor = gates.unflatten(0, (4, -1))[order].flatten(0, 1)
+    return rows
 
 
 def split_layers(graph_module: fx.GraphModule) -> None:
@@ -117,8 +118,8 @@ def split_layers(graph_module: fx.GraphModule) -> None:
 def _has_projections(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or node.target._overloadname != "input":
         return False
-    hidden, cell = node.args[1]  # type: ignore[misc]
-    return shape_of(hidden)[-1] != shape_of(cell)[-1]  # type: ignore[arg-type]
+    hidden, cell = argument(node, 1, "hx")
+    return bool(shape_of(hidden)[-1] != shape_of(cell)[-1])
 
 
 def _is_plain(node: fx.Node) -> bool:
@@ -138,10 +139,11 @@ def _own_name(node: fx.Node) -> str:
 
 
 def _split(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    x, _, parameters, has_biases, layers, _, _, bidirectional, batch_first = node.args
+    arguments: tuple[Any, ...] = node.args
+    x, _, parameters, has_biases, layers, _, _, bidirectional, batch_first = arguments
     directions, graph = (2 if bidirectional else 1), graph_module.graph
-    tensors = [tensor_at(graph_module, str(p.target)).detach() for p in parameters]  # type: ignore[union-attr]
-    each = len(tensors) // layers  # type: ignore[operator]
+    tensors = [tensor_at(graph_module, str(p.target)).detach() for p in parameters]
+    each = len(tensors) // layers
 
     def add(target: Any, args: tuple[Any, ...], value: Any, suffix: str) -> fx.Node:
         return insert(graph, target, args, value, before=node, like=node, suffix=suffix)
@@ -151,7 +153,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node) -> None:
     if batch_first:
         x = add(aten.transpose.int, (x, 0, 1), value_of(x).transpose(0, 1), ".time_major")
     states: list[tuple[fx.Node, fx.Node]] = []
-    for layer in range(layers):  # type: ignore[arg-type]
+    for layer in range(layers):
         name = "" if layers == 1 else f".{layer}"
         own = tensors[each * layer : each * (layer + 1)]
         x, *last = _layer(graph_module, node, x, own, directions, bool(has_biases), name)
@@ -180,9 +182,11 @@ def _layer(
         *(value.new_empty((directions, value.shape[1], hidden)) for _ in range(2)),
     )
     whole = insert(graph, torch.ops.qdeploy.lstm.default, (), values, before=node, like=node, suffix=name)  # type: ignore[arg-type]
-    parameters = [_parameter(graph_module, whole, kind, t) for kind, t in (("weight_ih", w), ("weight_hh", r))]
-    parameters.append(None if bias is None else _parameter(graph_module, whole, "bias", bias))
-    whole.args = (x, *parameters, directions == 2)
+    stored = (
+        None if tensor is None else _parameter(graph_module, whole, kind, tensor)
+        for kind, tensor in (("weight_ih", w), ("weight_hh", r), ("bias", bias))
+    )
+    whole.args = (x, *stored, directions == 2)
 
     def add(target: Any, args: tuple[Any, ...], value: Any, suffix: str) -> fx.Node:
         return insert(graph, target, args, value, before=node, like=whole, suffix=suffix)

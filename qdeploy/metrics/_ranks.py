@@ -14,4 +14,5 @@ def ranks(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.intp]:
     So neither a model that scores everything alike nor a score that is not a number is ever right.
     """
     score = np.take_along_axis(outputs, targets[:, None], axis=1)
-    return np.count_nonzero(~(outputs < score), axis=1) - (score[:, 0] == score[:, 0])
+    places: NDArray[np.intp] = np.count_nonzero(~(outputs < score), axis=1) - (score[:, 0] == score[:, 0])
+    return places

@@ -30,4 +30,5 @@ class Metric:
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[np.intp]:
         """The item that is recommended first, [N]."""
-        return outputs.argmax(axis=1)
+        items: NDArray[np.intp] = outputs.argmax(axis=1)
+        return items

@@ -40,4 +40,5 @@ class Metric:
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[np.intp]:
         """The class that each sample is given, [N]. Of equal scores the first wins."""
-        return outputs.argmax(axis=1)
+        classes: NDArray[np.intp] = outputs.argmax(axis=1)
+        return classes

@@ -16,7 +16,8 @@ class Metric:
 
     def prepare(self, outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
         """What each sample contributes: 1.0 where it is right, else 0.0. float64 [N]."""
-        return (self.decisions(outputs) == targets).astype(np.float64)
+        right: NDArray[np.float64] = (self.decisions(outputs) == targets).astype(np.float64)
+        return right
 
     def value(self, rows: NDArray[np.float64]) -> float:
         """The accuracy, 0 to 1, over the rows that ``prepare`` returned."""
@@ -24,4 +25,5 @@ class Metric:
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[np.intp]:
         """The class that each sample is given, [N]. Of equal scores the first wins."""
-        return outputs.argmax(axis=1)
+        classes: NDArray[np.intp] = outputs.argmax(axis=1)
+        return classes

@@ -20,7 +20,8 @@ class Metric:
         A score that is not a number exceeds, so a broken model is never right.
         """
         score = np.take_along_axis(outputs, targets[:, None], axis=1)
-        return ((~(outputs <= score)).sum(axis=1) < 5).astype(np.float64)
+        right: NDArray[np.float64] = ((~(outputs <= score)).sum(axis=1) < 5).astype(np.float64)
+        return right
 
     def value(self, rows: NDArray[np.float64]) -> float:
         """The accuracy, 0 to 1, over the rows that ``prepare`` returned."""
@@ -28,4 +29,5 @@ class Metric:
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[np.intp]:
         """The one class that each sample is given, [N]: its highest score."""
-        return outputs.argmax(axis=1)
+        classes: NDArray[np.intp] = outputs.argmax(axis=1)
+        return classes

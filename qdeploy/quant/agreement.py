@@ -45,7 +45,7 @@ def _adjust(op: str, a: ActivationQuantizer, b: ActivationQuantizer, result: Act
     for step in range(MOST):
         larger = 1 + step * STEP
         tried = Operand(float(np.float32(scale * larger)), zero_point, result.scheme)
-        if not disagreements(op, *operands, tried):
+        if not disagreements(op, operands[0], operands[1], tried):
             if step:
                 result.set(tried.scale, zero_point, dequantize_scale * larger)
             return

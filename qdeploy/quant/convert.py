@@ -6,6 +6,8 @@ their values.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import fx
 
@@ -66,8 +68,8 @@ def smallest_scale(codes: np.ndarray, bias: np.ndarray | None, layer: QuantizedL
 
 def layer_bias(graph_module: fx.GraphModule, layer: QuantizedLayer) -> np.ndarray | None:
     """A layer's float32 bias [C_out], or None; an LSTM's is added by its kernel as it is, and no weight's affair."""
-    bias = None if layer.recurrent else argument(layer.node, 2, "bias")
-    return None if not stored(bias) else tensor_at(graph_module, bias.target).detach().cpu().numpy()
+    bias: Any = None if layer.recurrent else argument(layer.node, 2, "bias")
+    return tensor_at(graph_module, bias.target).detach().cpu().numpy() if stored(bias) else None
 
 
 def _convert_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, source: ActivationQuantizer) -> None:

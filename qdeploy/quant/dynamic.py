@@ -8,6 +8,8 @@ sample a call.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, fx
@@ -120,5 +122,5 @@ def _store(graph_module: fx.GraphModule, layer: QuantizedLayer, codes: np.ndarra
     return made
 
 
-def _replace(node: fx.Node, target: torch._ops.OpOverload, arguments: tuple[object, ...]) -> None:
-    node.target, node.args, node.kwargs = target, (node.args[0], *arguments), {}  # type: ignore[assignment]
+def _replace(node: fx.Node, target: torch._ops.OpOverload, arguments: tuple[Any, ...]) -> None:
+    node.target, node.args, node.kwargs = target, (node.args[0], *arguments), {}

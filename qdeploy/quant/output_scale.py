@@ -47,4 +47,5 @@ def fitted_scale(weight: NDArray[Any], codes: NDArray[Any], scale: Float32, seco
     met = q @ layer.moment
     across, along = (np.einsum("grk,grk->gr", met, other).reshape(-1) for other in (layer.steps, q))
     ratio = np.divide(across, along, out=np.ones_like(across), where=(across > 0) & (along > 0))
-    return np.maximum(scale * ratio, SMALLEST_SCALE).astype(np.float32)
+    refitted: Float32 = np.maximum(scale * ratio, SMALLEST_SCALE).astype(np.float32)
+    return refitted

@@ -110,5 +110,5 @@ def _candidates(
 def _limited(weight: Float32, scale: Float32, scheme: QScheme, limit: int) -> tuple[Float64, Float64]:
     """The nearest codes, cut to the limit, and the steps that they round: both [C_out, ...]."""
     steps = weight.astype(np.float64) / scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
-    codes = limit_pairs(*map(torch.from_numpy, (nearest_codes(steps, scheme), steps)), scheme, limit)
+    codes = limit_pairs(torch.from_numpy(nearest_codes(steps, scheme)), torch.from_numpy(steps), scheme, limit)
     return codes.numpy(), steps

@@ -96,8 +96,8 @@ class Schedule:
         for module in self.graph_module.modules():
             if isinstance(module, LiveBatchNorm):
                 module.frozen = settled(epoch, epochs)
-            elif hasattr(module, "start_epoch"):
-                module.start_epoch(epoch, epochs)
+            elif callable(start := getattr(module, "start_epoch", None)):
+                start(epoch, epochs)
 
 
 def require_widths(fake_quant: str, *, weight_bits: Iterable[int], activation_bits: Iterable[int]) -> None:
@@ -150,17 +150,18 @@ def prepare(
         low, high = quantizer.observed_range()
         producer = _producer(calls[f"{name}.output_quantizer"], placement)
         make = (method if name in trained else plain).Activation
-        quantizer.fake = make(quantizer.scheme.bits, min(low, 0.0), max(high, 0.0), foldable=producer is not None)
-        quantizer.scheme, quantizer.observer = quantizer.fake.scheme, None
+        fake = make(quantizer.scheme.bits, min(low, 0.0), max(high, 0.0), foldable=producer is not None)
+        quantizer.fake, quantizer.scheme, quantizer.observer = fake, fake.scheme, None
         if producer is not None:
-            readers[producer.name] = quantizer.fake
+            readers[producer.name] = fake
     for layer in placement.layers:
         if layer.name in norms:
             _revive(graph_module, layer, norms[layer.name])
         if layer.weight.fake is None:  # a table may have one already, of the layer that looks its rows up
             weight = tensor_at(graph_module, layer.weight_path).detach()
-            layer.weight.fake = _weight_fake_quant(plain if layer.exempt else method, layer, weight)
-            layer.weight.scheme = layer.weight.fake.scheme  # the codes of a method may reach further than their bits do
+            fake = _weight_fake_quant(plain if layer.exempt else method, layer, weight)
+            # The codes of a method may reach further than their bits do.
+            layer.weight.fake, layer.weight.scheme = fake, fake.scheme
         if portable and layer.pair_limit is not None:
             layer.weight.fake.limit = layer.pair_limit
         if layer.input is not None and not layer.recurrent:
@@ -232,7 +233,7 @@ def _round_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, reader: Any
         # Nothing to train, and something to ship: the start of the interval.
         _set_bias(graph_module, layer, torch.zeros(len(tensor_at(graph_module, layer.weight_path))))
         bias = argument(layer.node, 2, "bias")
-        tensor_at(graph_module, str(bias.target)).requires_grad_(False)  # type: ignore[union-attr]
+        tensor_at(graph_module, str(bias.target)).requires_grad_(False)
     own = tensor_at(graph_module, str(bias.target)) if isinstance(bias, fx.Node) else None
     grid = BiasGrid(layer.input.fake, layer.weight.fake, reader, own)  # type: ignore[union-attr,arg-type]
     if norm is not None:
@@ -300,7 +301,7 @@ def _representable(
 
 def _set_bias(graph_module: fx.GraphModule, layer: QuantizedLayer, bias: Tensor | None) -> None:
     node = layer.node
-    arguments = list(node.args) + [None] * (3 - len(node.args))
+    arguments: list[Any] = [*node.args, *[None] * (3 - len(node.args))]
     node.kwargs = {key: value for key, value in node.kwargs.items() if key != "bias"}
     arguments[2] = None
     if bias is not None:

@@ -96,7 +96,8 @@ class ActivationQuantizer(nn.Module):
         codes = ops.quantize(
             x, self.dequantize_scale if moved else self.scale, self.zero_point, self.scheme.qmin, self.scheme.qmax
         )
-        return ops.dequantize(codes, self.dequantize_scale, self.zero_point, -1)
+        values: Tensor = ops.dequantize(codes, self.dequantize_scale, self.zero_point, -1)
+        return values
 
     def _observe(self, x: Tensor) -> None:
         try:
@@ -146,7 +147,8 @@ class WeightQuantizer(nn.Module):
         if not self.frozen:
             assert weight is not None
             return weight if self.fake is None else self.fake(weight)
-        return ops.dequantize(self.codes, self.scale, self.zero_point, 0)
+        values: Tensor = ops.dequantize(self.codes, self.scale, self.zero_point, 0)
+        return values
 
 
 class StoredWeight(nn.Module):
@@ -180,4 +182,5 @@ class BiasQuantizer(nn.Module):
 
     def forward(self) -> Tensor:
         """The bias, float32 [C_out]."""
-        return ops.dequantize(self.codes, self.scale, self.zero_point, 0)
+        values: Tensor = ops.dequantize(self.codes, self.scale, self.zero_point, 0)
+        return values

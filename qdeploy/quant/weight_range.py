@@ -78,7 +78,8 @@ def _least_error(rows: Float32, full: Float32, scheme: QScheme) -> Float32:
 def _exact_error(rows: Float32, scale: Float32, scheme: QScheme) -> Float64:
     """The summed squared error of the weights as they ship, in float64: what the search approximates in float32."""
     real = nearest_codes(rows / scale[:, None], scheme) * scale[:, None].astype(np.float64)
-    return np.square(real - rows).sum(axis=1)
+    errors: Float64 = np.square(real - rows).sum(axis=1)
+    return errors
 
 
 def _squared_error(rows: Float32, scale: Float32, scheme: QScheme) -> Float64:
@@ -86,4 +87,5 @@ def _squared_error(rows: Float32, scale: Float32, scheme: QScheme) -> Float64:
     steps = rows / scale[:, None]
     steps -= nearest_codes(steps, scheme)
     # In steps, at most 20 times the highest code, no square leaves float32; in weights it might.
-    return np.einsum("ck,ck->c", steps, steps) * scale.astype(np.float64) ** 2
+    errors: Float64 = np.einsum("ck,ck->c", steps, steps) * scale.astype(np.float64) ** 2
+    return errors

@@ -98,4 +98,5 @@ def _guarded(scale: Float32, weight: Float32, bias: Float32 | None, layer: Quant
     """Scales [C_out], raised where the int32 bias would overflow beside the products of nearest codes."""
     scheme = layer.weight.scheme
     codes = affine.quantize(weight, scale, np.zeros(len(scale), scheme.dtype), scheme, axis=0)
-    return np.maximum(scale, smallest_scale(codes, bias, layer))
+    guarded: Float32 = np.maximum(scale, smallest_scale(codes, bias, layer))
+    return guarded

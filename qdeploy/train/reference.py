@@ -51,7 +51,7 @@ def find_factory(factory: str, base: Path | None = None) -> Callable[..., Any]:
     place, name = split_factory(factory)
     make_importable()  # the module may import torchvision
     module = import_file(find_file(place, base)) if is_path(place) else _import_module(place, factory)
-    found = getattr(module, name, None)
+    found: Callable[..., Any] | None = getattr(module, name, None)
     if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise QDeployError(f"{place} defines no {name!r}.", nearest(name, known))

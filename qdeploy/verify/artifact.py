@@ -91,7 +91,8 @@ def expose(model: onnx.ModelProto, names: list[str]) -> bytes:
     for name in names:
         if name not in present:
             copy.graph.output.append(onnx.ValueInfoProto(name=name))
-    return copy.SerializeToString()
+    serialized: bytes = copy.SerializeToString()
+    return serialized
 
 
 def signature(model: bytes) -> dict[str, list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -63,5 +64,5 @@ class Constants:
             graph, opset_imports=self._model.opset_import, functions=self._model.functions,
             ir_version=self._model.ir_version,
         )  # fmt: skip
-        computed: NDArray[Any] = ReferenceEvaluator(model).run(None, {})[0]  # type: ignore[assignment]
-        return computed
+        computed: Any = ReferenceEvaluator(model).run(None, {})  # a list, which its annotation leaves open
+        return np.asarray(computed[0])

@@ -117,7 +117,8 @@ def agreement(found: NDArray[Any], baseline: NDArray[Any]) -> float:
 def _counted(decisions: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
     """Without those that nobody asked for: where targets have a NaN for each, as images have in their padding."""
     if decisions.shape == targets.shape and targets.dtype.kind == "f":
-        return decisions[~np.isnan(targets)]
+        asked: NDArray[Any] = decisions[~np.isnan(targets)]
+        return asked
     return decisions
 
 

@@ -98,7 +98,7 @@ class QuantizedValues:
             return
         given = [self.constants.get(name) for name in (*node.input[1:], "", "")[:2]]
         bounds = [own if limit is None else int(limit) for limit, own in zip(given, value.limits, strict=True)]
-        low, high = (int(np.clip(limit, *bounds)) for limit in value.limits)
+        low, high = (int(np.clip(limit, bounds[0], bounds[1])) for limit in value.limits)
         clipped = replace(
             value, codes=node.output[0], limits=(low, high),
             dequantize_scale=self._real_scale(node.output[0], value.dequantize_scale),

@@ -219,7 +219,7 @@ def _windows(x: NDArray[Any], kernel: Sequence[int], strides: Sequence[int], dil
     """Sliding windows over the spatial axes of [N, C, *spatial]: [N, C, *out, *kernel]."""
     spatial = len(kernel)
     extent = tuple(d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True))
-    windows = np.lib.stride_tricks.sliding_window_view(x, extent, axis=tuple(range(2, 2 + spatial)))  # type: ignore[call-overload]
+    windows = np.lib.stride_tricks.sliding_window_view(x, extent, axis=tuple(range(2, 2 + spatial)))
     every: Any = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
     taps: Any = (..., *(slice(None, None, d) for d in dilations))
     result: NDArray[Any] = windows[every][taps]

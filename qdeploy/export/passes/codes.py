@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qdeploy.core import affine
 from qdeploy.core.scheme import QScheme
-from qdeploy.export.passes.values import array, initializer
+from qdeploy.export.passes.values import array, dtype_of, equal, initializer
 
 
 def on_codes(model: ir.Model) -> None:
@@ -31,8 +31,7 @@ def _pad(graph: ir.Graph, pad: ir.Node) -> None:
     dequantize, quantize = pad.inputs[0].producer() if pad.inputs[0] else None, _only_quantizer(pad)
     if dequantize is None or dequantize.op_type != "DequantizeLinear" or quantize is None:
         return
-    if any(array(a) is None or not np.array_equal(array(a), array(b))
-           for a, b in zip(dequantize.inputs[1:], quantize.inputs[1:], strict=True)):  # fmt: skip
+    if not all(equal(a, b) for a, b in zip(dequantize.inputs[1:], quantize.inputs[1:], strict=True)):
         return
     if len(pad.inputs) > 2 and pad.inputs[2] is not None:
         if array(pad.inputs[2]) != 0:
@@ -40,7 +39,7 @@ def _pad(graph: ir.Graph, pad: ir.Node) -> None:
         pad.replace_input_with(2, quantize.inputs[2])
     pad.replace_input_with(0, dequantize.inputs[0])
     codes = quantize.outputs[0]
-    pad.outputs[0].dtype = quantize.inputs[2].dtype  # type: ignore[union-attr]
+    pad.outputs[0].type = ir.TensorType(dtype_of(quantize.inputs[2]))
     codes.replace_all_uses_with(pad.outputs[0])
     graph.remove(quantize, safe=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qdeploy.export.passes.values import array, initializer
+from qdeploy.export.passes.values import array, dtype_of, initializer
 
 _LAST = "last axis"  # the initializer that look-ups share
 
@@ -48,6 +48,6 @@ def _rewrite(graph: ir.Graph, gather: ir.Node, dequantize: ir.Node) -> None:
     real = add("Cast", add("Gather", codes, indices, axis=0), to=ir.DataType.FLOAT)
     last = graph.initializers.get(_LAST) or initializer(graph, _LAST, np.array([-1], np.int64))
     product = add("Mul", real, add("Unsqueeze", add("Gather", scale, indices, axis=0), last))
-    product.shape, product.dtype = rows.shape, rows.dtype
+    product.shape, product.type = rows.shape, ir.TensorType(dtype_of(rows))
     rows.replace_all_uses_with(product, replace_graph_outputs=True)
     graph.remove(gather, safe=True)

@@ -141,7 +141,7 @@ class _Body:
         """What the 8 / width fields in each byte mean: [256, 8 / width]. Computed: it is large beside a small model."""
         places = self.constant(np.arange(0, 8, width, dtype=np.uint8))
         shifted = self.add("BitShift", self.bytes, places, direction="RIGHT")
-        fields = self.add("BitwiseAnd", shifted, self.constant(np.uint8(2**width - 1)))
+        fields = self.add("BitwiseAnd", shifted, self.constant(np.array(2**width - 1, np.uint8)))
         return self.look_up(self.constant(meaning[np.arange(2**width) << place]), fields)
 
     def _slice(self, width: int, place: int) -> ir.Value:

@@ -5,10 +5,9 @@ Contract: in, a valid model; out, the same function.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from qdeploy.export.passes.values import array
+from qdeploy.export.passes.values import dtype_of, equal
 
 _SMALLEST = 64  # elements; smaller ones are left apart, under the names of their layers
 
@@ -37,7 +36,7 @@ def merge_scales(model: ir.Model) -> None:
     for value in list(model.graph.initializers.values()):
         owner, _, kind = str(value.name).rpartition(".")
         divided = model.graph.initializers.get(f"{owner}.scale")
-        if kind == "dequantize_scale" and divided is not None and np.array_equal(array(divided), array(value)):
+        if kind == "dequantize_scale" and divided is not None and equal(divided, value):
             value.replace_all_uses_with(divided)
             model.graph.initializers.pop(str(value.name))
 
@@ -51,7 +50,7 @@ def separate_outputs(model: ir.Model) -> None:
     for index, value in enumerate(list(model.graph.outputs)):
         if value.producer() is None or id(value) in seen:
             copy = ir.node("Identity", [value])
-            copy.outputs[0].shape, copy.outputs[0].dtype = value.shape, value.dtype
+            copy.outputs[0].shape, copy.outputs[0].type = value.shape, ir.TensorType(dtype_of(value))
             model.graph.append(copy)
             model.graph.outputs[index] = copy.outputs[0]
         seen.add(id(value))

@@ -13,10 +13,23 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
 
 
+def dtype_of(value: ir.Value | None) -> ir.DataType:
+    """What the elements of ``value`` are."""
+    assert value is not None
+    assert value.dtype is not None
+    return value.dtype
+
+
+def equal(first: ir.Value | None, second: ir.Value | None) -> bool:
+    """Whether both are stored tensors of the same elements."""
+    one, other = array(first), array(second)
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
 def initializer(graph: ir.Graph, name: str, tensor: np.ndarray) -> ir.Value:
     """A new initializer of ``graph``, called ``name``."""
     stored = ir.tensor(tensor, name=name)
-    value = ir.Value(name=name, const_value=stored, shape=ir.Shape(stored.shape), type=ir.TensorType(stored.dtype))
+    value = ir.Value(name=name, const_value=stored, shape=ir.Shape(tensor.shape), type=ir.TensorType(stored.dtype))
     graph.initializers.add(value)
     return value
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qdeploy.core import affine
@@ -107,8 +108,9 @@ class WeightFakeQuant(FakeQuantModule):
         """
         _refuse_non_finite(weight)
         steps, scale = self._within_limit(weight)
+        codes: NDArray[np.int8 | np.uint8]
         codes = rounded(steps, self.scheme, self.limit).cpu().numpy().astype(self.scheme.dtype)
-        zero_point = np.zeros(len(codes), self.scheme.dtype)
+        zero_point = np.zeros_like(codes, shape=len(codes))
         return QTensor(codes, scale.detach().cpu().numpy().copy(), zero_point, self.scheme, axis=0)
 
     def _within_limit(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,8 @@ def fake_quantize(
     One tensor as both scales gives Esser et al. 2020, eq. 3; a detached ``scale`` and ``saturated_only`` give Choi et
     al. 2018, eq. 3.
     """
-    return _FakeQuantize.apply(x, scale, dequantize_scale, low, high, saturated_only)
+    made: Tensor = _FakeQuantize.apply(x, scale, dequantize_scale, low, high, saturated_only)  # type: ignore[no-untyped-call]
+    return made
 
 
 def straight_through(steps: Tensor, scheme: QScheme, low: float, high: float, limit: int | None = None) -> Tensor:
@@ -37,7 +38,8 @@ def straight_through(steps: Tensor, scheme: QScheme, low: float, high: float, li
 
     Bengio, Leonard and Courville 2013: the derivative of rounding is taken to be 1.
     """
-    return _StraightThrough.apply(steps, scheme, low, high, limit)
+    codes: Tensor = _StraightThrough.apply(steps, scheme, low, high, limit)  # type: ignore[no-untyped-call]
+    return codes
 
 
 def rounded(steps: Tensor, scheme: QScheme, limit: int | None = None) -> Tensor:
@@ -59,7 +61,8 @@ def nearest(steps: Tensor, scheme: QScheme) -> Tensor:
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """``x`` itself, and ``factor`` times its gradient."""
-    return _ScaleGradient.apply(x, factor)
+    same: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
+    return same
 
 
 def positive(x: Tensor) -> Tensor:

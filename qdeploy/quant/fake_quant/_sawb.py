@@ -5,6 +5,7 @@ Choi et al., "Bridging the Accuracy Gap for 2-bit Quantized Neural Networks (QNN
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +17,7 @@ POINTS = 8192  # at which a density is sampled
 TAIL = 30.0  # of the densities without an end, in their scales: beyond it they weigh nothing
 
 # The densities of |w| for the paper's six distributions, up to a factor, each with the end of its support.
-DENSITIES = {
+DENSITIES: dict[str, tuple[Callable[[Float64], Float64], float]] = {
     "gaussian": (lambda x: np.exp(-(x**2) / 2), TAIL),
     "uniform": (lambda x: np.ones_like(x), 1.0),
     "laplace": (lambda x: np.exp(-x), TAIL),
@@ -36,7 +37,7 @@ def coefficients(levels: int) -> tuple[float, float]:
     """
     spread, best = [], []
     for density, end in DENSITIES.values():
-        x = (np.arange(POINTS) + 0.5) * (end / POINTS)
+        x = (np.arange(POINTS, dtype=np.float64) + 0.5) * (end / POINTS)
         mass = density(x) / density(x).sum()
         mean = mass @ x
         spread.append(np.sqrt(mass @ x**2) / mean)
@@ -47,7 +48,7 @@ def coefficients(levels: int) -> tuple[float, float]:
 
 def _best_clip(x: Float64, mass: Float64, levels: int) -> float:
     """The clipping value with the least squared error for magnitudes ``x`` of probabilities ``mass``."""
-    best, width = x[-1] / 2, x[-1] / 2
+    best = width = float(x[-1] / 2)
     for _ in range(4):
         candidates = np.linspace(best - width, best + width, 65)[1:]
         best = float(candidates[np.argmin([mass @ (x - _nearest(x, clip, levels)) ** 2 for clip in candidates])])

@@ -103,7 +103,8 @@ class STEActivation(ActivationFakeQuant):
             share = self.range / seen
             self.share.copy_(torch.where(share.isfinite() & (share > 0), share, 1.0))
         self.range.lerp_(self.share * seen, 1 - MOMENTUM)
-        scale, zero_point = affine.qparams(*self.range.tolist(), self.scheme)
+        low, high = self.range.tolist()
+        scale, zero_point = affine.qparams(low, high, self.scheme)
         self.scale.fill_(float(scale))
         self.zero_point.fill_(zero_point)
 

@@ -43,7 +43,8 @@ def levels(lows: Float64, highs: Float64, scheme: QScheme) -> Float64:
     codes = np.asarray(scheme.codebook or range(scheme.qmin, scheme.qmax + 1), np.float64)
     pairs = [qparams(low, high, scheme) for low, high in zip(lows.tolist(), highs.tolist(), strict=True)]
     scales, zero_points = np.array(pairs, np.float64).T
-    return (codes - zero_points[:, None]) * scales[:, None]
+    values: Float64 = (codes - zero_points[:, None]) * scales[:, None]
+    return values
 
 
 def midpoints(grid: Float64) -> Float64:
@@ -61,7 +62,8 @@ def squared_error(masses: Masses, lows: Float64, highs: Float64, scheme: QScheme
     cuts = np.concatenate([ends, cuts, ends + masses.values.size], axis=1)
     linear = (grid * np.diff(first[cuts], axis=1)).sum(axis=1)
     quadratic = (grid**2 * np.diff(zeroth[cuts], axis=1)).sum(axis=1)
-    return np.maximum(second[-1] - 2 * linear + quadratic, 0.0)
+    costs: Float64 = np.maximum(second[-1] - 2 * linear + quadratic, 0.0)
+    return costs
 
 
 def accumulated(x: NDArray[Any]) -> Float64:

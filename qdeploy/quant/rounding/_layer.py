@@ -48,7 +48,7 @@ class Layer:
         moment = moment[None] if moment.ndim == 2 else moment
         if moment.shape[1:] != (size, size) or len(weight) % len(moment):
             raise QDeployError(
-                f"The second moment has shape {np.shape(second_moment)}, the weight {weight.shape}.",
+                f"The second moment has shape {np.asarray(second_moment).shape}, the weight {weight.shape}.",
                 f"Give [{size}, {size}], or [groups, {size}, {size}] for a grouped layer.",
             )
         steps = weight.reshape(len(weight), size).astype(np.float64) / scale.astype(np.float64)[:, None]
@@ -62,7 +62,8 @@ class Layer:
     def error(self, codes: Float64) -> Float64:
         """E[((steps - codes) x)^2] of each channel, [groups, R]."""
         difference = self.steps - codes
-        return np.einsum("grk,grk->gr", difference @ self.moment, difference)
+        errors: Float64 = np.einsum("grk,grk->gr", difference @ self.moment, difference)
+        return errors
 
     def damped(self, damping: float) -> Float64:
         """The moment, plus ``damping`` times its mean diagonal on the diagonal; the identity where that is zero."""

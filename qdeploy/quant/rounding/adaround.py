@@ -99,11 +99,12 @@ class Problem:
 
     def gradient(self, v: Float32, progress: float, regularisation: float) -> Float32:
         """Of error + lambda * f_reg with respect to V; the regulariser is off while ``progress`` is not over 0."""
-        sigmoid = 1 / (1 + np.exp(-v))
+        one = np.float32(1)
+        sigmoid = one / (one + np.exp(-v))
         h = sigmoid * np.float32(ZETA - GAMMA) + np.float32(GAMMA)
         inside = (h > 0) & (h < 1)
         np.clip(h, 0, 1, out=h)
-        gradient = (self.offset + self.gap * h) @ self.moment
+        gradient: Float32 = (self.offset + self.gap * h) @ self.moment
         gradient *= self.gap * (2 * self.weight)
         if progress > 0:  # eq. 24: f_reg = sum 1 - |2h - 1|^beta
             beta = BETA_START + (BETA_END - BETA_START) * progress
