@@ -1,7 +1,7 @@
 """A law of accuracy loss: L(bits, parameters) = a * 2^(-b * bits) * parameters^(-c), fitted to what was measured.
 
-Least squares on logarithms: ln L = ln a - b ln 2 * bits - c ln parameters. Only a loss that is measurable has a
-logarithm that means something: a point whose 95% interval reaches 0 is left out, and said to be.
+Least squares on the losses themselves, each by its standard error: a loss that cannot be told from none says that the
+law is small there, which its logarithm could not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,13 @@ from qdeploy.reports.comparison import Cell, Column
 from qdeploy.reports.figures import Figure
 from qdeploy.reports.words import Scores
 
+Float64 = NDArray[np.float64]
+
 CONSTANTS = 3
 RESAMPLES = 2000
 SEED = 0
+STEPS, PATIENCE = 200, 5  # of Levenberg and Marquardt, and those without a gain that end it
+FARTHEST = 60.0  # of a constant or an exponent, in natural logarithms: beyond it nothing is told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +39,25 @@ class Point:
     parameters: int
     loss: Interval
 
+    @property
+    def measurable(self) -> bool:
+        """Whether the 95% interval of the loss is above 0."""
+        return self.loss.low > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The constants with their 95% intervals, and how well they fit: ``residuals`` are ln(measured / fitted)."""
+    """The constants with their 95% intervals, and how well they fit.
+
+    ``deviations`` are (measured - law) / standard error, ``misfit`` their chi^2 over the degrees of freedom: about 1
+    where the law holds as well as can be measured.
+    """
 
     a: Interval
     b: Interval
     c: Interval
-    r_squared: float
-    residuals: tuple[float, ...]
+    misfit: float
+    deviations: tuple[float, ...]
 
     def at(self, width: float, parameters: float) -> float:
         """The loss that the law gives."""
@@ -52,20 +66,24 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """The points of one method, those that were left out, and the fit, or why there is none."""
+    """The points of one method, and the fit, or why there is none."""
 
     method: str
     points: tuple[Point, ...]
-    left_out: tuple[Point, ...]
     fit: Fit | None
     reason: str = ""
 
 
 def scaling(parts: Sequence[tuple[str, Results]]) -> list[Scaling]:
-    """A law for each method over builds of one model in several sizes: (name, results) of each."""
+    """A law for each method over builds of one model in several sizes: (name, results) of each.
+
+    Of the variants that all of them have, so that the same ones stand in one series everywhere.
+    """
+    common = set.intersection(*({variant.name for variant in results.variants} for _, results in parts))
     groups: dict[str, list[Point]] = {}
     for part, results in parts:
-        for series in bits.series(results):
+        shared = replace(results, variants=tuple(v for v in results.variants if v.name in common))
+        for series in bits.series(shared):
             for variant in series.variants:
                 if variant.method in bits.STORED or variant.delta is None or results.parameters is None:
                     continue
@@ -77,62 +95,110 @@ def scaling(parts: Sequence[tuple[str, Results]]) -> list[Scaling]:
 
 
 def fitted(method: str, points: Sequence[Point]) -> Scaling:
-    """The law through the points whose loss is measurable."""
-    kept = tuple(point for point in points if point.loss.low > 0)
-    left = tuple(point for point in points if point.loss.low <= 0)
-    if len(kept) <= CONSTANTS:
-        count = "no measurable loss" if not kept else f"{len(kept)} measurable loss" + "es" * (len(kept) > 1)
-        return Scaling(method, kept, left, None, f"{count} cannot tell {CONSTANTS} constants and their error")
-    if not _vary(kept):
-        return Scaling(method, kept, left, None, "the measurable losses do not differ both in bits and in parameters")
-    design = np.array([[1.0, -math.log(2) * p.bits, -math.log(p.parameters)] for p in kept])
-    if np.linalg.matrix_rank(design) < CONSTANTS:
-        return Scaling(method, kept, left, None, "bits and parameters of the measurable losses go together")
-    return Scaling(method, kept, left, _fit(design, np.log([p.loss.value for p in kept])))
+    """The law through all points, if enough of them are measurable losses to tell its constants."""
+    points = tuple(points)
+    told = [point for point in points if point.measurable]
+    if len(told) < CONSTANTS or len(points) == CONSTANTS:
+        count = "no measurable loss" if not told else f"{len(told)} measurable loss" + "es" * (len(told) > 1)
+        return Scaling(method, points, None, f"{count} cannot tell {CONSTANTS} constants and their error")
+    if not _vary(told):
+        return Scaling(method, points, None, "the measurable losses do not differ both in bits and in parameters")
+    if np.linalg.matrix_rank(_design(told)) < CONSTANTS:
+        return Scaling(method, points, None, "bits and parameters of the measurable losses go together")
+    return Scaling(method, points, _fit(points, told))
 
 
 def _vary(points: Sequence[Point]) -> bool:
     return len({point.bits for point in points}) > 1 and len({point.parameters for point in points}) > 1
 
 
-def _fit(design: NDArray[np.float64], logs: NDArray[np.float64]) -> Fit:
-    """Least squares, with intervals from a bootstrap of residuals: bits and sizes were chosen, not drawn."""
-    solve = np.linalg.pinv(design)
-    best = solve @ logs
-    residuals = logs - design @ best
-    count = len(logs)
-    # A fit's residuals are smaller than the errors, by its degrees of freedom; their mean is 0, as there is a constant.
-    errors = residuals * math.sqrt(count / (count - CONSTANTS))
-    draws = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    found = (design @ best + errors[draws]) @ solve.T
-    low, high = np.percentile(found, [2.5, 97.5], axis=0)
-    spread = float(np.sum((logs - logs.mean()) ** 2))
-    r_squared = 1.0 - float(np.sum(residuals**2)) / spread if spread else 0.0
-    ends = [Interval(float(best[i]), float(low[i]), float(high[i])) for i in range(CONSTANTS)]
+def _design(points: Sequence[Point]) -> Float64:
+    """[N, 3]: what ln a, b and c are multiplied by in ln L, so that their sum is ln L."""
+    return np.array([[1.0, -math.log(2) * point.bits, -math.log(point.parameters)] for point in points])
+
+
+def _fit(points: Sequence[Point], told: Sequence[Point]) -> Fit:
+    """Weighted least squares, with intervals from fits to losses drawn again within their standard errors.
+
+    The errors are taken to be independent, and larger than their intervals say where the law misses by more
+    (Birge 1932).
+    """
+    losses, errors = np.array([point.loss.value for point in points]), _standard_errors(points)
+    design = _design(points)
+    middle = np.array([0.0, *design[:, 1:].mean(axis=0)])
+    design = design - middle  # so that ln a and the exponents can be told apart by a computer
+    logs = np.log([point.loss.value for point in told])
+    start = np.linalg.lstsq(_design(told) - middle, logs, rcond=None)[0]
+    best = _least_squares(design, losses[None], errors, start)[0]
+    deviations = (losses - np.exp(design @ best)) / errors
+    misfit = float(np.sum(deviations**2)) / (len(points) - CONSTANTS)
+    noise = np.random.default_rng(SEED).standard_normal((RESAMPLES, len(points))) * errors * max(1.0, misfit) ** 0.5
+    drawn = _least_squares(design, np.exp(design @ best) + noise, errors, best)
+    found = np.concatenate([best[None], drawn])
+    found[:, 0] -= found[:, 1:] @ middle[1:]  # ln a of the law itself
+    low, high = np.percentile(found[1:], [2.5, 97.5], axis=0)
+    ends = [Interval(float(found[0, i]), float(low[i]), float(high[i])) for i in range(CONSTANTS)]
     a = Interval(math.exp(ends[0].value), math.exp(ends[0].low), math.exp(ends[0].high))
-    return Fit(a, ends[1], ends[2], r_squared, tuple(float(r) for r in residuals))
+    return Fit(a, ends[1], ends[2], misfit, tuple(float(deviation) for deviation in deviations))
+
+
+def _standard_errors(points: Sequence[Point]) -> Float64:
+    """Those of the losses, by their intervals; none is much below the others', as an interval of one value would be."""
+    errors = np.array([(point.loss.high - point.loss.low) / (2 * NormalDist().inv_cdf(0.975)) for point in points])
+    spread = errors[errors > 0]
+    return np.maximum(errors, 0.01 * float(np.median(spread))) if spread.size else np.ones_like(errors)
+
+
+def _least_squares(design: Float64, losses: Float64, errors: Float64, start: Float64) -> Float64:
+    """[K, 3]: for each row of ``losses`` [K, N] what minimizes sum(((losses - exp(design @ x)) / errors)^2).
+
+    Levenberg and Marquardt's steps, all rows at once.
+    """
+    x = np.tile(start, (len(losses), 1))
+    damping = np.full(len(losses), 1e-3)
+
+    def law(at: Float64) -> Float64:
+        return np.exp(np.clip(at @ design.T, -FARTHEST, FARTHEST))
+
+    def cost(at: Float64) -> Float64:
+        squares: Float64 = np.square((losses - law(at)) / errors).sum(axis=1)
+        return squares
+
+    least, idle = cost(x), np.zeros(len(losses), int)
+    for _ in range(STEPS):
+        values = law(x)
+        slopes = (values / errors)[:, :, None] * design
+        normal = slopes.transpose(0, 2, 1) @ slopes
+        diagonal = np.einsum("kii->ki", normal)
+        diagonal *= 1 + damping[:, None]
+        diagonal += 1e-12
+        downhill = np.einsum("kni,kn->ki", slopes, (losses - values) / errors)
+        tried = np.clip(x + np.linalg.solve(normal, downhill[:, :, None])[:, :, 0], -FARTHEST, FARTHEST)
+        found = cost(tried)
+        better = found < least
+        idle = np.where(least - found > 1e-9 * least, 0, idle + 1)
+        x[better], least[better] = tried[better], found[better]
+        damping = np.clip(np.where(better, damping / 4, damping * 4), 1e-12, 1e12)
+        if (idle > PATIENCE).all():
+            break
+    return x
 
 
 def sentences(found: Scaling, style: Scores) -> list[str]:
-    """The law in words, how sure it is, and which points it does not use."""
-    said = []
+    """The law in words, and how sure it is."""
     unit = " (a fraction)" if style.percent else ""
     if found.fit is None:
-        said.append(f"{found.method}: no law is fitted: {found.reason}.")
-    else:
-        fit = found.fit
-        said += [
-            f"{found.method}: loss of {style.noun}{unit} = a * 2^(-b * bits) * parameters^(-c) with "
-            f"a = {_constant(fit.a)}, b = {_constant(fit.b)}, c = {_constant(fit.c)}; "
-            f"R^2 = {words.fixed(fit.r_squared, 3)} (of logarithms) over {words.plural(len(found.points), 'point')}; "
-            f"the largest residual is a factor of {words.fixed(math.exp(max(map(abs, fit.residuals))), 2)}.",
-            _bits_words(fit),
-            _size_words(fit),
-        ]
-    if found.left_out:
-        names = words.listed([point.name for point in found.left_out])
-        said.append(f"Left out, because the 95% interval of the loss reaches 0: {names}.")
-    return said
+        return [f"{found.method}: no law is fitted: {found.reason}."]
+    fit, told = found.fit, sum(point.measurable for point in found.points)
+    return [
+        f"{found.method}: loss of {style.noun}{unit} = a * 2^(-b * bits) * parameters^(-c) with "
+        f"a = {_constant(fit.a)}, b = {_constant(fit.b)}, c = {_constant(fit.c)}, over "
+        f"{words.plural(len(found.points), 'point')}, {told} of them measurable losses; the largest deviation is "
+        f"{words.fixed(max(map(abs, fit.deviations)), 1)} standard errors, and chi^2 over the degrees of freedom "
+        f"{words.fixed(fit.misfit, 2)}.",
+        _bits_words(fit),
+        _size_words(fit),
+    ]
 
 
 def _bits_words(fit: Fit) -> str:
@@ -150,12 +216,10 @@ def _size_words(fit: Fit) -> str:
 
 
 def columns(found: Scaling, style: Scores) -> tuple[Column, ...]:
-    """One row a point: what was measured, what the law gives, and their ratio."""
-    points = (*found.points, *found.left_out)
-    fit, used = found.fit, len(found.points)
-    laws = [None if fit is None else fit.at(p.bits, p.parameters) for p in points]
-    ratios = [p.loss.value / law if law else None for p, law in zip(points[:used], laws, strict=False)]
-    ratios += [None] * len(found.left_out)
+    """One row a point: what was measured, what the law gives, and how far apart they are."""
+    points, fit = found.points, found.fit
+    laws = [None if fit is None else fit.at(point.bits, point.parameters) for point in points]
+    deviations = [None] * len(points) if fit is None else fit.deviations
     return (
         Column("name", "variant", tuple(Cell(point.name) for point in points), numeric=False),
         Column("bits", "bits", tuple(Cell(str(point.bits)) for point in points)),
@@ -164,42 +228,45 @@ def columns(found: Scaling, style: Scores) -> tuple[Column, ...]:
         Column(
             "law", "the law", tuple(Cell("-" if law is None else style.difference(law, sign=False)) for law in laws)
         ),
-        Column("ratio", "measured / law", tuple(_ratio(r, i < used) for i, r in enumerate(ratios))),
+        Column("deviation", "apart, in standard errors", tuple(_deviation(deviation) for deviation in deviations)),
     )
 
 
 def note() -> str:
     """How the law is fitted."""
     return (
-        "Fitted by least squares on the logarithms of the losses that are measurable; intervals of a, b and c from "
-        f"{RESAMPLES:,} bootstrap draws of the residuals, widened by the degrees of freedom. bits: those that the "
-        "variant asks for. A law of so few points describes them; it does not predict other networks."
+        "Fitted by least squares on all losses, each by its standard error, so that one that cannot be told from none "
+        f"counts as what it is; intervals of a, b and c from {RESAMPLES:,} draws of the losses within their errors. "
+        "bits: those that the variant asks for. A law of so few points describes them; it does not predict other "
+        "networks."
     )
 
 
 def figure(found: Scaling, style: Scores) -> Figure | None:
-    """The measurable losses against bits, a colour a size, with the law's lines; None without a law."""
+    """The measurable losses against bits, a colour a size, with the law's lines; None without a law.
+
+    The others have no place on an axis of logarithms.
+    """
     fit = found.fit
     if fit is None:
         return None
-    widths = sorted({point.bits for point in found.points})
+    told = [point for point in found.points if point.measurable]
+    widths = sorted({point.bits for point in told})
     steps = np.linspace(widths[0], widths[-1], 24)
     drawn = []
-    for size, group in itertools.groupby(sorted(found.points, key=lambda p: p.parameters), lambda p: p.parameters):
+    for size, group in itertools.groupby(sorted(told, key=lambda p: p.parameters), lambda p: p.parameters):
         spots = tuple(curves.Spot(p.bits, _scaled(p.loss, style.factor), p.name) for p in group)
         line = tuple((float(x), fit.at(float(x), size) * style.factor) for x in steps)
         drawn.append(curves.Curve(f"{words.count(size)} parameters", spots, line))
     unit = f" ({style.unit.strip()})" if style.unit else ""
     name = f"loss of {style.noun}{unit}, log"
-    title = f"{name}, against bits, {found.method}: measured, and the fitted law as lines."
+    title = f"{name}, against bits, {found.method}: what is measurable, and the fitted law as lines."
     picture = curves.curves(drawn, x="bits of a weight", y=name, title=title, logs="y")
     return Figure("scaling", f"Loss against bits and size, {found.method}", picture)
 
 
-def _ratio(ratio: float | None, used: bool) -> Cell:
-    if not used:
-        return Cell("left out", tone="muted")
-    return Cell("-", tone="muted") if ratio is None else Cell(words.fixed(ratio, 2))
+def _deviation(deviation: float | None) -> Cell:
+    return Cell("-", tone="muted") if deviation is None else Cell(words.fixed(deviation, 1, sign=True))
 
 
 def _loss(point: Point, style: Scores) -> Cell:
