@@ -34,6 +34,7 @@ from typing import Any
 import results_pages
 
 import qdeploy
+from qdeploy.core.errors import QDeployError
 from qdeploy.core.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,20 +44,56 @@ PAGES = ROOT / "docs" / "results"
 def main() -> None:
     """Run what the command line asks for, then make every page."""
     arguments = _parser().parse_args()
-    if arguments.only_page and len(sys.argv) > 2:
-        _parser().error("--only-page makes the pages from the JSON files as they are: give nothing else")
-    name = arguments.page or (Path(arguments.recipe).stem if arguments.recipe else None)
-    if name is None and not arguments.only_page:
-        _parser().error("name a recipe or a page, or give --only-page")
-    if name is not None and not arguments.only_page:
-        file = PAGES / f"{name}.json"
-        data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        said = {key: getattr(arguments, key) for key in ("title", "about") if getattr(arguments, key)}
-        if arguments.reference:
-            said["reference"] = json.loads(arguments.reference.read_text(encoding="utf-8"))
-        if arguments.recipe:
-            data = placed(data, run(arguments), arguments.part)
-        write_json(file, {**data, **said})
+    file = _file(arguments)
+    if file is None:
+        make_pages()
+        return
+    before = file.read_text(encoding="utf-8") if file.is_file() else None
+    data: dict[str, Any] = json.loads(before) if before is not None else {}
+    said = {key: getattr(arguments, key) for key in ("title", "about") if getattr(arguments, key)}
+    if arguments.reference:
+        said["reference"] = json.loads(arguments.reference.read_text(encoding="utf-8"))
+    # What is wrong with the page is found before hours of work, where it can be: with what is there already.
+    if before is not None:
+        keep_or_restore(file, {**data, **said}, before)
+    if arguments.recipe:
+        keep_or_restore(file, {**placed(data, run(arguments), arguments.part), **said}, before)
+
+
+def _file(arguments: argparse.Namespace) -> Path | None:
+    """The page's JSON file, or None for all pages as they are. Exits with 2 where the command line makes no sense."""
+    refuse = _parser().error
+    if arguments.only_page:
+        if len(sys.argv) > 2:
+            refuse("--only-page makes the pages from the JSON files as they are: give nothing else")
+        return None
+    name = arguments.page or (Path(arguments.recipe).stem if arguments.recipe else "")
+    if not name or Path(name).name != name:
+        refuse("name a recipe or a page, or give --only-page; a page is a plain name")
+    file = PAGES / f"{name}.json"
+    if not arguments.recipe and (arguments.part or not file.is_file()):
+        refuse(f"without a recipe there is nothing to put on the page {name!r}: give one")
+    if arguments.reference and not arguments.reference.is_file():
+        refuse(f"there is no file {arguments.reference}")
+    if not arguments.threads.isdecimal() or arguments.samples < 1:
+        refuse("--threads and --samples are numbers, 1 or more")
+    if arguments.recipe and file.is_file() and ("parts" in json.loads(file.read_text())) != bool(arguments.part):
+        refuse(f"the page {name!r} has {'one result' if arguments.part else 'parts: name one, --part'}")
+    return file
+
+
+def keep_or_restore(file: Path, data: dict[str, Any], before: str | None) -> None:
+    """Write the JSON and make the pages; where one cannot be made, the JSON is as it was ``before``."""
+    write_json(file, data)
+    try:
+        make_pages()
+    except BaseException:
+        file.unlink() if before is None else write_atomic(file, before)
+        raise
+
+
+def make_pages() -> None:
+    """Every page, its pictures, the index and README's table; pictures of no page are removed."""
     pages = results_pages.every_page(PAGES, ROOT / "README.md")
     for path, content in pages.items():
         write_atomic(path, content)
@@ -155,4 +192,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except subprocess.CalledProcessError as error:  # which has said what is wrong
+        raise SystemExit(error.returncode) from None
+    except (QDeployError, ValueError) as error:
+        _parser().exit(2, f"{error}\n")

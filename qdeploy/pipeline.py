@@ -25,7 +25,7 @@ from qdeploy.bench import schedule as bench
 from qdeploy.bundle.pack import pack
 from qdeploy.core import plugins, records, sources
 from qdeploy.core.errors import QDeployError, RefusedError
-from qdeploy.core.files import sha256, write_atomic, write_json
+from qdeploy.core.files import require_writable, sha256, write_atomic, write_json
 from qdeploy.core.records import (
     Contrast,
     HalfPrecision,
@@ -74,20 +74,27 @@ def build(recipe: Recipe, out: Path, *, events: Events = Events(), measure: bool
     _rehearse(recipe, [stage.name for stage in stages if not is_done(stage, out / "stages")])
     folders = execute(stages, out / "stages", on_start=events.stage)
     _publish(folders["train"] / "checkpoint.safetensors", out)
-    results_file = out / "results.json"
-    previous = _previous(results_file)
+    previous = _previous(out / "results.json")
     results = merge.keep_latencies(replace(_results(recipe, folders, out), refusals=refusals), previous)
+    _write(results, previous, out)  # what is timed may be stopped: the bundles that are there now have these results
     if measure and not merge.measured(results):
+        require_writable(out, "It gets the times.")
         measured = bench.run(
             [out / variant.bundle for variant in results.variants], threads=recipe.bench.threads,
             batches=recipe.bench.batch, seconds=recipe.bench.seconds, baseline=results.baseline,
             pairs=merge.pairs(results), progress=events.bench,
         )  # fmt: skip
-        results = merge.with_latencies(results, measured)
-    if results != previous or not (out / "report.html").is_file():
-        records.save(results, results_file)
-        html.write(results, out / "report.html")
+        _write(timed := merge.with_latencies(results, measured), results, out)
+        return timed
     return results
+
+
+def _write(results: Results, previous: Results | None, out: Path) -> None:
+    """The report and then results.json, if they are not those of ``previous``: stopped between, both are made again."""
+    report = out / "report.html"
+    if results != previous or not report.is_file():
+        html.write(results, report)
+        records.save(results, out / "results.json")
 
 
 def _previous(path: Path) -> Results | None:

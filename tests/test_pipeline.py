@@ -16,6 +16,7 @@ import pytest
 from qdeploy import pipeline, runner
 from qdeploy.bundle import manifest
 from qdeploy.core import plugins, records
+from qdeploy.core.files import sha256
 from qdeploy.core.records import Results
 from qdeploy.core.stages import execute
 from qdeploy.recipe.load import load
@@ -180,6 +181,46 @@ def test_damaged_results_are_made_again(
     again = pipeline.build(recipe, copy, measure=False)
     assert [v.bundle_sha256 for v in again.variants] == [v.bundle_sha256 for v in results.variants]
     assert runner.read_bundle(copy / "ptq-int8.qdeploy.zip")
+
+
+def test_what_is_stopped_while_it_is_timed_tells_of_its_own_bundles(
+    built: tuple[Path, Results], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.bench, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.build(load(recipe_file, ["variants.ptq-int8.weights.bits=4"]), out)
+    left = records.load(Results, out / "results.json")
+    assert [v.bundle_sha256 for v in left.variants] == [sha256(out / v.bundle) for v in left.variants]
+    assert left.variants[1].bundle_sha256 != built[1].variants[1].bundle_sha256
+    assert [v.latency is not None for v in left.variants] == [False, False]
+    assert (out / "report.html").read_bytes() != (built[0] / "report.html").read_bytes()
+
+
+def test_a_report_that_was_not_written_is_written_again(
+    built: tuple[Path, Results], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the report and results.json: the next build of either recipe gives both."""
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.build(load(recipe_file, ["variants.ptq-int8.weights.bits=4"]), out, measure=False)
+    changed = load(recipe_file, ["variants.ptq-int8.weights.bits=4"])
+    made = pipeline.build(changed, out, measure=False)
+    assert records.load(Results, out / "results.json") == made
+    (report,) = out.glob("report.html")
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    (again / "report.html").unlink()
+    pipeline.build(changed, again, measure=False)
+    assert report.read_bytes() == (again / "report.html").read_bytes()
 
 
 COMPARED = """

@@ -57,6 +57,7 @@ def command(
 
     from qdeploy.bench import merge
     from qdeploy.bench.schedule import run
+    from qdeploy.core.files import require_writable
     from qdeploy.core.records import Results, load
     from qdeploy.reports.terminal import bench_table
 
@@ -66,6 +67,9 @@ def command(
     bundles = list({bundle.resolve(): bundle for path in paths for bundle in find_bundles(path)}.values())
     places.check_output("--json", json_file, [*bundles, *(path / "results.json" for path in paths)])
     builds = list({path.resolve(): path for path in paths if _is_build(path)}.values())
+    timed = builds if "local" in targets and runtime == "onnxruntime" and provider is None else []
+    for build in timed:
+        require_writable(build, "Its results.json gets the times; name its bundles alone to have them shown only.")
     if baseline is None and len(paths) == 1 and builds:
         baseline = _baseline_of(builds[0])
     pairs = [pair for build in builds for pair in merge.pairs(load(Results, build / "results.json"))]
@@ -81,7 +85,7 @@ def command(
         console.print(bench_table(bench))
         places.save(bench, json_file, targets, console)
         # A build's page tells of the machine that made it.
-        for folder in builds if target == "local" and runtime == "onnxruntime" and provider is None else ():
+        for folder in timed if target == "local" else ():
             update_build(folder, bench, console)
         if opened and not log_bench(opened, bundles, bench, console):
             unlogged.append(target)

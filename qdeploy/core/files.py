@@ -41,6 +41,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def require_writable(folder: Path, why: str) -> None:
+    """QDeployError if no file can be made in ``folder``: before work is done for it."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise QDeployError(f"{folder} cannot be written. {why}", "Give yourself the right to write there, or copy it.")
+
+
 def sha256(path: Path) -> str:
     """The hex digest of a file's bytes."""
     with path.open("rb") as file:

@@ -151,8 +151,14 @@ class ArrayDataset(ABC):
         """
         if self._digest is None:
             digest = hashlib.sha256(json.dumps([self.name, self._options()], sort_keys=True).encode())
-            for content in self._content():
-                digest.update(hashlib.sha256(content).digest())
+            try:
+                for content in self._content():
+                    digest.update(hashlib.sha256(content).digest())
+            except OSError as error:
+                raise QDeployError(
+                    f"Data set {self.name} cannot be read: {error.filename}: {error.strerror}.",
+                    "Look whether the file is there and may be read, or set data.root.",
+                ) from error
             self._digest = digest.hexdigest()
         return self._digest
 

@@ -124,8 +124,9 @@ class Dataset(ArrayDataset):
         read = _read_tables if files[0].suffix == ".xz" else _read_archive if files[0].suffix == ".gz" else _read_folder
         with reading(self.name, data_root(self.root)):
             found = sorted(read(files, part))
-            if not found:
-                raise ValueError(f"no reviews of {part}")
+            for label, kind in enumerate(self.classes):
+                if not any(label == review[0] for review in found):
+                    raise ValueError(f"no {kind} reviews in {part}")
         return [(text, label) for label, _, text in found]
 
     def _options(self) -> dict[str, Any]:

@@ -109,6 +109,10 @@ class Dataset(ArrayDataset):
                     low += _directions(small) if self.turned else [small]
                     high += _directions(large) if self.turned else [large]
             image_of += [number] * (len(low) - len(image_of))
+        if not low:
+            raise QDeployError(
+                f"data.scales is {self.scales}: no image is left as large as a patch.", "Give larger factors, up to 1."
+            )
         self._image_of = np.array(image_of)
         return np.stack(low), _targets(np.stack(high))
 
@@ -184,7 +188,7 @@ def _resized(image: Image, height: int, width: int) -> Image:
 
 
 def _shrunk(image: Image, scale: float) -> Image:
-    return image if scale == 1 else _resized(image, *(int(side * scale) for side in image.shape))
+    return image if scale == 1 else _resized(image, *(max(int(side * scale), FACTOR) for side in image.shape))
 
 
 def _pair(image: Image) -> tuple[Image, Image]:

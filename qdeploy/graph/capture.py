@@ -46,7 +46,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Export
                 model.eval(), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
             )
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError) as error:
-        raise _capture_error(model, error) from error
+        raise _capture_error(model, inputs, error) from error
     finally:
         for module, mode in training.items():  # one by one: a model may train with some of its layers frozen
             module.training = mode
@@ -108,7 +108,7 @@ def _remove_guards(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def _capture_error(model: nn.Module, error: Exception) -> QDeployError:
+def _capture_error(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> QDeployError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     if "specialized it to be a constant" in str(error):
@@ -117,8 +117,10 @@ def _capture_error(model: nn.Module, error: Exception) -> QDeployError:
             "Look for a reshape to a fixed first size, a loop over the batch, len(x) or int(x.shape[0]); "
             "write x.flatten(1), or -1 for the batch.",
         )
+    shape = ", ".join(str(list(x.shape)) for x in inputs)
     return QDeployError(
         f"{type(model).__name__} could not be captured by torch.export: {reason}",
-        "A model must run on the example input, without Python control flow on tensor values; "
+        f"A model must run on the example input, here of shape {shape}: check the model's arguments against it. "
+        "It must be without Python control flow on tensor values; "
         "torch.export.export(model, inputs, strict=False) on its own shows the whole message.",
     )

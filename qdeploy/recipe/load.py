@@ -9,7 +9,7 @@ from typing import Any
 from qdeploy.core.errors import QDeployError, nearest
 from qdeploy.recipe import text, trials
 from qdeploy.recipe.find import base_of
-from qdeploy.recipe.outline import checked, with_baseline
+from qdeploy.recipe.outline import check_profiles, checked, with_baseline
 from qdeploy.recipe.overrides import apply, of_checkpoint, of_options, of_profile
 from qdeploy.recipe.problems import Problem, raise_problems
 from qdeploy.recipe.schema import DataRecipe, ModelRecipe, Recipe, TrainRecipe, VariantRecipe
@@ -44,6 +44,7 @@ def load(
     base = base_of(path)
     recipe, problems = _look_outside(checked(path, data, origins), base)
     raise_problems(path, problems, origins)
+    check_profiles(path, recipe)
     chosen = _chosen(recipe, only)
     contrasts = tuple(pair for pair in recipe.contrasts if set(pair) <= set(chosen))
     recipe = recipe.model_copy(update={"variants": chosen, "contrasts": contrasts})

@@ -25,11 +25,16 @@ def outline(path: Path) -> Recipe:
     problems: list[Problem] = []
     recipe = recipe.model_copy(update={"variants": with_baseline(recipe.variants, problems)})
     raise_problems(path, problems, origins)
+    check_profiles(path, recipe)
+    return recipe
+
+
+def check_profiles(path: Path, recipe: Recipe) -> None:
+    """One QDeployError of the first profile of the recipe at ``path`` that is wrong, chosen or not."""
     for name in recipe.profiles:
         data, origins = text.read(path)
         apply(data, origins, of_profile(data, origins, name, path))
         checked(path, data, origins)
-    return recipe
 
 
 def checked(path: Path, data: dict[str, Any], origins: Origins) -> Recipe:

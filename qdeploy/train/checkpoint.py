@@ -17,6 +17,8 @@ from qdeploy.core.files import write_atomic
 PICKLES = (".pth", ".th", ".pt")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 SHOWN = 4
+# What torch.load raises on files that are damaged or something else.
+DAMAGES = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError)
 
 
 def save(path: Path, state_dict: Mapping[str, Tensor]) -> None:
@@ -32,6 +34,8 @@ def read(path: Path) -> dict[str, Tensor]:
     Pickles are read with ``weights_only``: no code of the file's runs. Raises QDeployError where the file is
     missing, damaged, or holds no state dict.
     """
+    if path.is_dir():
+        raise QDeployError(f"{path} is a folder, not a checkpoint.", "Name the file in it.")
     if not path.is_file():
         raise QDeployError(f"There is no checkpoint {path}.", "Give the path of a .safetensors, .pth, .th or .pt file.")
     if path.suffix == ".safetensors":
@@ -60,6 +64,11 @@ def load(path: Path, model: nn.Module, strict: bool = True) -> None:
         f"{name} is {list(state[name].shape)}, the model's is {list(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
+    ]
+    problems += [
+        f"{name} holds {state[name].dtype}, the model's is {tensor.dtype}"
+        for name, tensor in own.items()
+        if name in state and tensor.is_floating_point() and not state[name].is_floating_point()
     ]
     if strict:
         problems += _key_problems(set(own), set(state))
@@ -91,16 +100,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+    except (*DAMAGES, pickle.UnpicklingError) as error:
+        # torch's message of a pickle with more in it than weights recommends to load it all the same.
+        more = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
+        said = str(error).partition("\n")[0].rstrip(".")
+        reason = "it holds more than weights" if more else f"{type(error).__name__}: {said}"
         raise QDeployError(
-            f"{path} cannot be read as a checkpoint of weights: {reason}",
+            f"{path} cannot be read as a checkpoint of weights: {reason}.",
             "Save the state dict alone: torch.save(model.state_dict(), PATH). A pickled model is never loaded.",
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    ):
         raise QDeployError(
             f"{path} holds no state dict.", f"Expected tensors by name, or such a mapping under one of {WRAPPERS}."
         )

@@ -38,6 +38,8 @@ def find_file(path: str, base: Path | None = None) -> Path:
     for place in places:
         if place.is_file():
             return place
+    if folders := [place for place in places if place.is_dir()]:
+        raise QDeployError(f"{folders[0]} is a folder, not a file.", "Name the file in it.")
     beside = {str(Path(path).with_name(f.name)) for place in places for f in place.parent.glob(f"*{place.suffix}")}
     raise QDeployError(f"There is no file {path}.", nearest(path, beside) if beside else _looked_in(places))
 

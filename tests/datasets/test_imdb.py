@@ -130,3 +130,14 @@ def test_a_damaged_archive(tmp_path: Path):
     (tmp_path / "aclImdb_v1.tar.gz").write_bytes(b"no archive")
     with pytest.raises(QDeployError, match="cannot be read"):
         made(tmp_path).split("train")
+
+
+@pytest.mark.parametrize("label", ["neg", "pos"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_folder_that_was_half_unpacked(tmp_path: Path, part: str, label: str):
+    root = write_folder(tmp_path)
+    for file in (root / "aclImdb" / part / label).iterdir():
+        file.unlink()
+    missing = {"neg": "negative", "pos": "positive"}[label]
+    with pytest.raises(QDeployError, match=f"no {missing} reviews in {part}"):
+        made(root).split("train" if part == "train" else "evaluation")

@@ -96,6 +96,13 @@ def test_wrong_options(options, said):
         Dataset(**options)
 
 
+def test_scales_that_leave_no_patch(super_resolution_root: Path):
+    for scale in (0.01, 0.05):
+        dataset = Dataset(root=str(super_resolution_root), download=False, scales=[scale])
+        with pytest.raises(QDeployError, match="no image is left as large as a patch"):
+            dataset.split("train")
+
+
 def test_missing_images_are_named(tmp_path: Path):
     with pytest.raises(QDeployError, match=r"missing in .*T91: t1.bmp, t2.bmp"):
         Dataset(root=str(tmp_path), download=False).split("train")

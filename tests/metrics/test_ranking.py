@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from qdeploy.core.errors import QDeployError
 from qdeploy.metrics import hit_rate10, ndcg10
 from qdeploy.torchvision_remedy import make_importable
 
@@ -50,3 +51,8 @@ def test_places():
     assert ndcg10.Metric().prepare(outputs, targets) == pytest.approx([1.0, 1 / np.log2(3), 1 / np.log2(11), 0.0])
     assert hit_rate10.Metric().prepare(outputs, targets).tolist() == [1.0, 1.0, 1.0, 0.0]
     assert ndcg10.Metric().decisions(outputs).tolist() == [0, 0, 0, 0]
+
+
+def test_an_item_that_the_model_does_not_score():
+    with pytest.raises(QDeployError, match="The model scores 4 items, and the right one is item 7"):
+        ndcg10.Metric().prepare(np.zeros((2, 4), np.float32), np.array([1, 7]))

@@ -59,8 +59,10 @@ LINE = len(GOOD.splitlines()) + 3  # of the first key of a profile below
         ("train..epochs: 1", ["profile fast, line {line}: 'train..epochs' is no dotted key"]),
     ],
 )
-def test_what_is_wrong_in_a_profile_names_its_line(refused, wrong: str, said: list[str]):
-    error = refused(f"{GOOD}profiles:\n  fast:\n    {wrong}\n", profile="fast")
+@pytest.mark.parametrize("chosen", ["fast", ""])
+def test_what_is_wrong_in_a_profile_names_its_line(refused, wrong: str, said: list[str], chosen: str):
+    """Whether it is chosen or not: the whole recipe is checked."""
+    error = refused(f"{GOOD}profiles:\n  fast:\n    {wrong}\n", profile=chosen)
     for part in said:
         assert part.format(line=LINE) in error
 

@@ -95,10 +95,12 @@ def test_a_pickle_runs_no_code(tmp_path: Path, content, monkeypatch: pytest.Monk
     with pytest.raises(QDeployError, match="cannot be read as a checkpoint of weights") as error:
         checkpoint.read(tmp_path / "m.pt")
     assert "state dict" in error.value.hint
+    assert "it holds more than weights" in error.value.message
+    assert "weights_only" not in str(error.value)  # torch's own advice is to load it all the same
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), {}, {"epoch": 3}, {"a": [1]}])
+@pytest.mark.parametrize("content", [torch.zeros(3), {}, {"epoch": 3}, {"a": [1]}, {0: torch.zeros(3)}])
 def test_a_file_without_a_state_dict(tmp_path: Path, content):
     torch.save(content, tmp_path / "m.pt")
     with pytest.raises(QDeployError, match="holds no state dict"):
@@ -120,7 +122,24 @@ def test_a_truncated_file(tmp_path: Path):
         checkpoint.read(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_codes_are_no_weights(tmp_path: Path, kind):
+    state = {name: t.to(kind) if t.is_floating_point() else t for name, t in network().state_dict().items()}
+    torch.save(state, tmp_path / "m.pt")
+    with pytest.raises(QDeployError, match=f"holds {kind}, the model's is torch.float32"):
+        checkpoint.load(tmp_path / "m.pt", network())
+
+
+def test_half_precision_is_weights(tmp_path: Path):
+    torch.save({name: t.half() if t.is_floating_point() else t for name, t in network().state_dict().items()},
+               tmp_path / "m.pt")  # fmt: skip
+    checkpoint.load(tmp_path / "m.pt", network())
+
+
 def test_no_file_or_another_kind_of_file(tmp_path: Path):
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(QDeployError, match="is a folder, not a checkpoint"):
+        checkpoint.read(tmp_path / "folder.pth")
     with pytest.raises(QDeployError, match="There is no checkpoint"):
         checkpoint.read(tmp_path / "m.pth")
     (tmp_path / "m.onnx").touch()
