@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from qdeploy.recipe.schema import Recipe
 
 
+def _folder(text: str) -> Path:
+    """A folder's path; an empty one, such as "$UNSET", would be the working directory."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty: name a folder.")
+    return Path(text)
+
+
 def command(
     recipe: Annotated[
         str,
@@ -55,6 +62,7 @@ def command(
         typer.Option(
             "--out",
             metavar="DIR",
+            parser=_folder,
             help="Where to build (default: runs/NAME, with a profile runs/NAME-PROFILE).",
             show_default=False,
         ),

@@ -46,7 +46,7 @@ def _require_scores(outputs: Tensor, targets: Tensor) -> None:
     if outputs.ndim != 2 or outputs.shape[1] < classes:
         raise QDeployError(
             f"The model returns scores of shape {list(outputs.shape)} for {len(outputs)} samples of {classes} classes.",
-            "A classifier returns [samples, classes].",
+            f"A classifier returns [samples, classes]: give model.factory an argument for {classes} classes.",
         )
 
 

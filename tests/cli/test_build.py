@@ -67,6 +67,8 @@ def test_wrong_names_suggest_the_nearest_and_start_nothing(work: Path) -> None:
         (("deep/mine", "--from-pretrained", "weights.safetensor"), "weights.safetensor"),
         (("deep/mine", "--from-pretrained", "weights.safetensors", "--set", "model.channels=16"), "does not fit"),
         (("deep/mine", "--log", "mflow"), "'mlflow'"),
+        (("deep/mine", "--out", ""), "it is empty"),
+        (("deep/mine", "--from-pretrained", "."), "is a folder"),
     ):
         done = build(*arguments)
         assert done.exit_code == 2, done.output
