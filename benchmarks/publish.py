@@ -114,7 +114,7 @@ def placed(data: dict[str, Any], record: dict[str, Any], part: str) -> dict[str,
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build and bench a recipe, in an empty folder or going on in ``out``, and keep what was measured."""
-    recipe, out, threads = arguments.recipe, arguments.out, arguments.threads
+    recipe, out, threads, sources = arguments.recipe, arguments.out, arguments.threads, commit()
     options = [word for text in arguments.set for word in ("--set", text)]
     options += [word for name in arguments.only for word in ("--only", name)]
     options += ["--profile", arguments.profile] if arguments.profile else []
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         answers = [ask(out, results, where, arguments.samples) for where in asked]
     commands += [command.replace(str(out), place) for command, _ in answers]
     record: dict[str, Any] = {
-        "commands": commands, "commit": commit(), "build_seconds": seconds, "results": results,
+        "commands": commands, "commit": sources, "build_seconds": seconds, "results": results,
     }  # fmt: skip
     if answers:
         record["answers"] = [found for _, found in answers]

@@ -155,8 +155,9 @@ class ArrayDataset(ABC):
                 for content in self._content():
                     digest.update(hashlib.sha256(content).digest())
             except OSError as error:
+                reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
                 raise QDeployError(
-                    f"Data set {self.name} cannot be read: {error.filename}: {error.strerror}.",
+                    f"Data set {self.name} cannot be read: {reason}.",
                     "Look whether the file is there and may be read, or set data.root.",
                 ) from error
             self._digest = digest.hexdigest()

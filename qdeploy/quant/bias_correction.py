@@ -27,8 +27,8 @@ def correction(weight: NDArray[Any], quantized: NDArray[Any], moments: Moments) 
     groups, size = moments.mean.shape
     before, after = (np.asarray(w, np.float64).reshape(groups, -1, size) for w in (weight, quantized))
     shift = np.einsum("grk,gk->gr", before, moments.mean) - np.einsum("grk,gk->gr", after, moments.mean_hat)
-    correction: NDArray[np.float32] = shift.reshape(-1).astype(np.float32)
-    return correction
+    narrow: NDArray[np.float32] = shift.reshape(-1).astype(np.float32)
+    return narrow
 
 
 def shift_bias(graph_module: fx.GraphModule, layer: fx.Node, shift: NDArray[np.float32]) -> None:

@@ -96,7 +96,7 @@ def interval(samples: int) -> str:
     """What an interval over so many samples is: few samples know their spread badly (verify/evaluate.py)."""
     if samples >= 10:
         return "a 95% interval"
-    return "a 95% interval, " + ("nearer to 90%" if samples >= 5 else "too narrow") + " with so few samples"
+    return "a 95% interval, too narrow with so few samples"
 
 
 def plural(number: int, noun: str) -> str:

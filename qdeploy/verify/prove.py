@@ -25,6 +25,7 @@ GOLDEN = 8
 # thousandth is far above that. Where kernels quantize what such sums give, a last bit may become a code, of 255.
 CLOSE, CLOSE_CODES = 1e-3, 1e-2
 LAST_BITS, SMALLEST = 1e-6, 1e-6
+MASK = 100  # times what all others are: that far out, a magnitude of several answers says which ones do not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +74,12 @@ def prove(
 def _tolerance(answers: Iterable[NDArray[Any]], share: float) -> float:
     """``share`` of the largest magnitude among the answers, masks left out, and at least ``LAST_BITS`` of it.
 
-    A score of -1e4 that says "not this one" would give a tolerance that takes in every other score. A mask is one
-    magnitude that several answers have, and beside which all others are within ``share``.
+    A score of -1e4 that says "not this one" would give a tolerance that takes in what is to be seen of the others.
     """
     values = np.concatenate([np.abs(value, dtype=np.float64).reshape(-1) for value in answers])
     sizes, times = np.unique(values[np.isfinite(values)], return_counts=True)
     largest = float(sizes.max(initial=SMALLEST))
-    while len(sizes) > 1 and times[-1] > 1 and 0 < sizes[-2] <= share * sizes[-1]:
+    while len(sizes) > 1 and times[-1] > 1 and 0 < MASK * sizes[-2] <= sizes[-1]:
         sizes, times = sizes[:-1], times[:-1]
     return max(share * float(sizes.max(initial=SMALLEST)), LAST_BITS * largest)
 

@@ -37,6 +37,16 @@ def test_a_class_without_images_is_missing(eurosat_root: Path, tmp_path: Path):
         Dataset(root=str(tmp_path), download=False).split("train")
 
 
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_what_cannot_be_read_is_named(eurosat_root: Path, tmp_path: Path, kind: str):
+    shutil.copytree(eurosat_root, tmp_path, dirs_exist_ok=True)
+    place = tmp_path / "eurosat" / "2750" / "River" / "River_x.jpg"
+    place.unlink(missing_ok=True)
+    place.symlink_to(tmp_path / "nowhere") if kind == "link" else place.mkdir()
+    with pytest.raises(QDeployError, match=r"Data set eurosat cannot be read: .*River_x.jpg: (No such file|Is a dir)"):
+        Dataset(root=str(tmp_path), download=False).fingerprint()
+
+
 def test_a_damaged_image(eurosat_root: Path, tmp_path: Path):
     shutil.copytree(eurosat_root, tmp_path, dirs_exist_ok=True)
     next((tmp_path / "eurosat" / "2750" / "River").iterdir()).write_bytes(b"no image")

@@ -98,8 +98,8 @@ def test_a_law_over_builds_of_several_sizes() -> None:
     (found,) = scaling.scaling([(f"x{n}", sample.sized(n)) for n in (1, 2, 4)])
     assert found.method == "ptq nearest"
     assert found.fit is not None
-    assert found.fit.b.value == pytest.approx(1.0, rel=0.1)
-    assert found.fit.c.value == pytest.approx(0.5, rel=0.1)
+    assert found.fit.b.value == pytest.approx(1.0, rel=1e-6)
+    assert found.fit.c.value == pytest.approx(0.5, rel=1e-6)
     assert [point.bits for point in found.points if not point.measurable] == [8, 8, 8]
     assert scaling.figure(found, scores(sample.sized(1))) is not None
 

@@ -187,6 +187,8 @@ def test_golden_outputs_with_a_mask_among_them_refuse_other_answers(kind):
     [
         ([[1.0, -2.0, 0.5]], 2e-3),
         ([[1.0, -1e4, -1e4, 2.0]], 1e-2),  # what is left of the mask: its last bits
+        ([[1.0, -1e4, -1e4, 13.0]], 1.3e-2),  # scores of a thousandth of the mask and more
+        ([[1.0, -90.0, -90.0]], 9e-2),  # far out, and no mask
         ([[1.0, -1e4, 2.0]], 10.0),  # a value that stands alone is an answer
         ([[1.0, -np.inf, 2.0, np.nan]], 2e-3),
         ([[1.0, 1.0, 1e-4]], 1e-6),  # probabilities that saturate
